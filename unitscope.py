@@ -1,0 +1,94 @@
+"""The command `unitscope`. Commands are imported when they are called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from store.errors import UsageError
+
+# command -> (module, one line for the list of commands)
+COMMANDS = {
+    "run": ("pipeline.cli", "Run a config's stages into a store; again, to resume."),
+    "plan": ("pipeline.cli", "What a run would do: stages, shards, bytes and hours."),
+    "layers": ("pipeline.cli", "Layers and units of a model, without weights or data."),
+    "render": ("pipeline.cli", "A feature visualization of one unit: Lucid in a shell."),
+    "repair": ("pipeline.cli", "Run again exactly the shards whose files are damaged."),
+    "status": ("store.cli", "Runs of a store, shards done, rejected images."),
+    "verify": ("store.cli", "Check every file of a store against its digest."),
+    "sql": ("query.cli", "Ask a store in SQL."),
+    "top-units": ("query.cli", "Which units fire most on this image?"),
+    "top-images": ("query.cli", "Which images fire this unit most?"),
+    "similar": ("query.cli", "Units like a unit, or images like an image."),
+    "unit": ("query.cli", "Everything known about one unit, with a contact sheet."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).COMMANDS[name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f": did you mean {near[0]}?" if near else f"; commands are {', '.join(COMMANDS)}"
+            raise UsageError(f"unknown command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="unitscope")
+def cli() -> None:
+    """Every unit of a vision network: what it looks for, and which of your images excite it.
+
+    \b
+    A first look, on real photographs that come with the demo packages:
+      unitscope run configs/demo.toml
+      unitscope top-units stores/demo 0
+      unitscope unit stores/demo blocks.5.0.bn1:12 --save unit.png
+    """
+
+
+def main() -> None:
+    """Runs the command line; bad usage or input is one line on standard error and exit 2."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        _fail(" ".join(str(error).split("\n")))
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        _fail(f"{error.format_message()}{hint}")
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `unitscope sql ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(text: str) -> None:
+    click.echo(f"unitscope: {text}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
