@@ -1,0 +1,86 @@
+"""Commands that look at a store without computing: status, verify."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+STAGES = ("index", "calibrate", "scan", "fold", "examples", "visualize", "groups")
+
+
+@click.command()
+@click.argument("store")
+def status(store: str) -> None:
+    """Runs of STORE, the shards each stage has done, and the images that were rejected.
+
+    \b
+    Example:
+      unitscope status stores/demo
+    """
+    from store import layout, parquet, publish, verify
+
+    root = Path(store)
+    verify.require_store(root)
+    records = publish.records(root)
+    if not records:
+        click.echo(f"{root}: an empty store; nothing is committed yet")
+    for run in sorted({r.run for r in records}):
+        mine = [r for r in records if r.run == run]
+        done = Counter(r.stage for r in mine)
+        finished = {r.stage for r in mine if r.shard in ("finish", "index", "calibrate")}
+        index = next((r for r in mine if r.stage == "index"), None)
+        click.echo(f"{run}  fingerprint {mine[0].fingerprint[:12]}")
+        for stage in STAGES:
+            if done[stage]:
+                complete = "complete" if stage in finished or (stage == "scan" and "fold" in finished) else "so far"
+                click.echo(f"  {stage:10} {done[stage]:6} shards {complete}")
+        if index is None:
+            continue
+        dataset = str(index.facts["dataset"])
+        late = {int(i): str(reason) for r in mine if r.stage == "scan" for i, reason in r.facts["rejected"]}
+        images = parquet.read(root / layout.dataset_table(dataset, "images"), ["image_id", "path", "status", "reason"])
+        rows = images.to_pylist()
+        bad = [(r["path"], late.get(r["image_id"]) or r["reason"]) for r in rows
+               if r["status"] == "rejected" or r["image_id"] in late]  # fmt: skip
+        click.echo(f"  images     {len(rows):6}, {len(bad)} rejected")
+        for path, reason in bad[:20]:
+            click.echo(f"    {path}: {reason}")
+        if len(bad) > 20:
+            click.echo(f"    and {len(bad) - 20} more: SELECT path, reason FROM rejected_images")
+
+
+@click.command()
+@click.argument("store")
+@click.pass_context
+def verify(ctx: click.Context, store: str) -> None:
+    """Read every file of STORE and compare it with what was committed.
+
+    Exit status 0: all is well, with a count. 1: every problem, a line each. 2: STORE is no store.
+
+    \b
+    Example:
+      unitscope verify stores/demo
+    """
+    from tqdm import tqdm
+
+    from store import verify as checking
+
+    root = Path(store)
+    checking.require_store(root)
+    with tqdm(desc="verify", unit="B", unit_scale=True, mininterval=0.5, leave=False) as bar:
+
+        def advance(size: int) -> None:
+            bar.update(size)
+
+        report = checking.verify(root, advance)
+    for problem in report.problems:
+        click.echo(str(problem))
+    if report.problems:
+        click.echo(f"{len(report.problems)} problems in {report.files} files: `unitscope repair {store}`", err=True)
+        ctx.exit(1)
+    click.echo(f"{report.files} files, {report.size:,} bytes: every one as it was committed")
+
+
+COMMANDS = {"status": status, "verify": verify}

@@ -1,0 +1,141 @@
+"""Checks a store against its commit records, trusting nothing that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from . import layout, publish
+from .errors import UsageError
+from .publish import File, Record
+
+# Partials may be gone once the shard that read them is committed.
+CONSUMERS = {
+    "scan": ("fold", "finish"),
+    "fold": ("fold", "finish"),
+    "examples": ("examples", "finish"),
+    "visualize": ("visualize", "finish"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`record` is the shard that must run again, where one must."""
+
+    path: str
+    what: str
+    record: Record | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Report:
+    files: int
+    size: int
+    problems: tuple[Problem, ...]
+
+
+def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Report:
+    """Reads every file that a record lists. Raises UsageError where `root` is no store."""
+    publish.check_version(root)
+    problems: list[Problem] = []
+    records: list[Record] = []
+    for path in sorted((root / layout.COMMITS).rglob("*.json")):
+        if path.name.startswith(publish.TEMPORARY):
+            continue
+        if not publish.is_sealed(_text(path)):
+            problems.append(Problem(path.relative_to(root).as_posix(), "the commit record is damaged"))
+            continue
+        records.append(publish.read_record(path))
+    problems += _check_manifest(root, records, complete=not problems)
+    done = {(r.run, r.stage, r.shard) for r in records}
+    files: dict[str, tuple[File, Record]] = {}
+    for record, file in publish.files_of(records):
+        files.setdefault(file.path, (file, record))
+    checked = size = 0
+    for name, (file, record) in sorted(files.items()):
+        if layout.is_partial(name) and (record.run, *CONSUMERS[record.stage]) in done:
+            continue
+        checked, size = checked + 1, size + file.size
+        found = _check_file(root, file)
+        advance(file.size)
+        if found:
+            problems.append(Problem(name, found, record))
+    return Report(checked, size, (*problems, *_strangers(root, set(files))))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _check_manifest(root: Path, records: list[Record], complete: bool) -> list[Problem]:
+    text = _text(root / layout.MANIFEST)
+    if not publish.is_sealed(text):
+        return [Problem(layout.MANIFEST, "the manifest is damaged")]
+    unfinished = not any(r.shard == "finish" for r in records)
+    if complete and not unfinished and text != publish.manifest_text(records):
+        return [Problem(layout.MANIFEST, "is not the union of the commit records: the run was cut off; run it again")]
+    return []
+
+
+def _check_file(root: Path, file: File) -> str | None:
+    path = root / file.path
+    if path.is_symlink() or not path.is_file():
+        return "is missing"
+    if path.stat().st_size != file.size:
+        return f"has {path.stat().st_size} bytes, {file.size} were committed"
+    if publish.sha256(path) != file.sha256:
+        return "does not have the contents that were committed (SHA-256 differs)"
+    return _outside(path) if path.suffix == ".h5" else None
+
+
+def _outside(path: Path) -> str | None:
+    """An HDF5 file can name another file by external storage, a virtual dataset or a link: refuse all three."""
+    found: list[str] = []
+
+    def look(group: h5py.Group) -> None:
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                found.append(f"{group.name}/{name}")
+            elif isinstance(group[name], h5py.Group):
+                look(group[name])
+            elif group[name].external or group[name].is_virtual:
+                found.append(f"{group.name}/{name}")
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            look(file)
+    except OSError as error:
+        return f"cannot be opened as HDF5 ({error})"
+    return f"names other files ({', '.join(found)})" if found else None
+
+
+def _strangers(root: Path, known: set[str]) -> list[Problem]:
+    """Files in a run or dataset that no record lists: left by hand, or a shard cut off before its record."""
+    problems = []
+    for top in ("datasets", "runs"):
+        for path in sorted((root / top).rglob("*")):
+            relative = path.relative_to(root).as_posix()
+            if path.is_file() and relative not in known:
+                problems.append(Problem(relative, "no commit record lists it: run the config again, or delete it"))
+    return problems
+
+
+def repairable(report: Report) -> list[Record]:
+    """The shards whose files are damaged or missing."""
+    found = {(p.record.run, p.record.stage, p.record.shard): p.record for p in report.problems if p.record}
+    return [found[key] for key in sorted(found)]
+
+
+def require_store(root: Path) -> None:
+    if not root.is_dir():
+        raise UsageError(f"{root} does not exist: `unitscope run CONFIG --store {root}` makes a store")
+    publish.check_version(root)
