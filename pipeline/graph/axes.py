@@ -1,0 +1,296 @@
+"""What each axis of each node's output is, carried through the graph from the weights that consume and make it.
+
+Roles: n batch, c channel, h and w place, t tokens (a flattened grid, prefix tokens before it), ? anything else.
+A convolution, batch or group norm puts c at axis 1, a linear layer or layer norm at the last; permutations move
+roles, a reshape keeps an axis whose size and whose product of the axes before it are kept, and everything that works
+element by element, pools or pads inherits where its inputs agree.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from torch import fx
+
+from pipeline.graph.layer import Layout
+from pipeline.graph.ops import MATMULS, NORMS, PERMUTES, RESHAPES, Op, argument, data_input
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One role letter an axis; for tokens the height and width of the patch grid and the tokens before it."""
+
+    roles: str
+    grid: tuple[int, int] | None = None
+    prefix: int = 0
+
+    @property
+    def known(self) -> int:
+        return len(self.roles) - self.roles.count("?")
+
+
+def infer(module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes) -> dict[fx.Node, Axes]:
+    """The axes of every node that depends on tensors; two passes, the second with hints from what consumes a node."""
+    axes = _pass(module, ops, shapes, {})
+    hints = _hints(axes, ops, shapes)
+    return _pass(module, ops, shapes, hints) if hints else axes
+
+
+def _pass(
+    module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes, hints: Mapping[fx.Node, int]
+) -> dict[fx.Node, Axes]:
+    axes: dict[fx.Node, Axes] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            axes[node] = Axes("nchw"[: len(shapes[node])])
+        elif node.op in ("call_module", "call_function", "call_method"):
+            found = _step(node, ops[node], axes, shapes)
+            if found is not None:
+                if node in hints and "c" not in found.roles:
+                    found = replace(found, roles=_put(found.roles, hints[node], "c"))
+                axes[node] = _eliminate(found) if node in shapes else found
+    return axes
+
+
+def _hints(axes: Mapping[fx.Node, Axes], ops: Mapping[fx.Node, Op], shapes: Shapes) -> dict[fx.Node, int]:
+    """Where a module taken whole hides its channel axis, the axis that the next weight consumes."""
+    hints: dict[fx.Node, int] = {}
+    for node, found in axes.items():
+        op = ops.get(node)
+        if op is None or op.module is None or "c" in found.roles or node not in shapes:
+            continue
+        for user in node.users:
+            axis = _weight_axis(ops[user], len(shapes[node])) if user.op != "output" else None
+            if axis is not None:
+                hints[node] = axis
+    return hints
+
+
+def _weight_axis(op: Op, rank: int) -> int | None:
+    """The channel axis that an operation with weights sets by itself."""
+    base = next((kind for kind in NORMS if op.norm and op.module and kind in _norm_name(op)), op.kind)
+    if base in ("conv", "convtranspose", "batchnorm", "groupnorm", "instancenorm"):
+        return 1 if rank > 1 else None
+    if base in ("layernorm", "rmsnorm"):
+        if op.module is not None and "2d" in type(op.module).__name__.lower():
+            return 1
+        shape = getattr(op.module, "normalized_shape", (0,))
+        return rank - 1 if isinstance(shape, int) or len(shape) == 1 else None
+    return rank - 1 if base in ("linear", "multiheadattention") else None
+
+
+def _norm_name(op: Op) -> str:
+    return " ".join(cls.__name__.lower().replace("_", "") for cls in type(op.module).__mro__)
+
+
+def _step(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes | None:
+    source = data_input(node)
+    if source is None or not any(n in axes for n in node.all_input_nodes):
+        return None
+    if node not in shapes:  # a tuple of tensors
+        return _tuple_axes(node, op, axes)
+    shape = shapes[node]
+    weight_axis = _weight_axis(op, len(shape))
+    if weight_axis is not None and source in axes:
+        return _weighted(axes[source], op, weight_axis, shapes.get(source, ()), shape)
+    if op.kind in RESHAPES and source in shapes and source in axes:
+        return _reshaped(axes[source], shapes[source], shape)
+    if op.kind in PERMUTES and source in axes:
+        return _permuted(node, op, axes[source], len(shape))
+    if op.kind in MATMULS and source in axes:
+        return replace(axes[source], roles=axes[source].roles[: len(shape) - 1].ljust(len(shape), "?"))
+    if op.kind == "einsum":
+        return Axes("?" * len(shape))
+    if op.kind == "getitem" and source in axes:
+        return _indexed(node, axes[source], source in shapes)
+    if op.kind == "cat":
+        return _concatenated(node, axes, shapes)
+    return _inherited(node, axes, shapes)
+
+
+def _tuple_axes(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes]) -> Axes | None:
+    source = data_input(node)
+    if source is None or source not in axes or op.kind in ("size", "getattr", "dim", "assert", "eq"):
+        return None
+    found = axes[source]
+    if op.kind == "unbind":
+        dim = int(argument(node, 1, "dim", 0)) % len(found.roles)
+        return replace(found, roles=found.roles[:dim] + found.roles[dim + 1 :])
+    if op.kind == "multiheadattention":
+        return replace(found, roles=_put(found.roles, -1, "c"))
+    if op.kind in ("chunk", "split", "tensorsplit"):
+        return found
+    return replace(found, roles=found.roles[:1].ljust(len(found.roles), "?"))
+
+
+def _weighted(found: Axes, op: Op, axis: int, before: Sequence[int], shape: Sequence[int]) -> Axes:
+    if op.kind in ("conv", "convtranspose"):
+        roles = "nchw" if len(shape) == 4 else "nct" if len(shape) == 3 else "nc" + "?" * (len(shape) - 2)
+        same = tuple(before[2:]) == tuple(shape[2:])
+        return Axes(roles, found.grid if same else None, found.prefix if same else 0)
+    roles = found.roles
+    if op.kind == "linear" and "c" in roles[:-1]:
+        return Axes(roles[:-1] + "?")  # mixes tokens (MLP-Mixer): the channels stay where they are
+    if axis == 1 and len(shape) == 4:
+        return Axes("nchw")
+    return replace(found, roles=_put(roles, axis, "c"))
+
+
+def _put(roles: str, axis: int, role: str) -> str:
+    letters = ["?" if letter == role else letter for letter in roles]
+    letters[axis] = role
+    return "".join(letters)
+
+
+def _eliminate(found: Axes) -> Axes:
+    """With batch and places known, the one axis left is the channel: heads merged, channels shuffled."""
+    roles = found.roles
+    places = roles.count("h") + roles.count("w") == 2 or roles.count("t") == 1
+    if "c" not in roles and roles.startswith("n") and roles.count("?") == 1 and places and len(roles) in (3, 4):
+        return replace(found, roles=roles.replace("?", "c"))
+    return found
+
+
+def _reshaped(found: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
+    letters = ["?"] * len(after)
+    grid, prefix = found.grid, found.prefix
+    for i, role in enumerate(found.roles):
+        start = prod(before[:i])
+        for j, size in enumerate(after):
+            if letters[j] != "?" or prod(after[:j]) != start or role == "?":
+                continue
+            if size == before[i]:
+                letters[j] = role
+                break
+            if found.roles[i : i + 2] == "hw" and size == before[i] * before[i + 1]:
+                letters[j], grid, prefix = "t", (before[i], before[i + 1]), 0
+                break
+            if role == "t" and grid and prefix == 0 and tuple(after[j : j + 2]) == grid:
+                letters[j], letters[j + 1] = "h", "w"
+                break
+    return Axes("".join(letters), grid, prefix)
+
+
+def _permuted(node: fx.Node, op: Op, found: Axes, rank: int) -> Axes:
+    if op.module is not None:
+        order = list(getattr(op.module, "dims", range(rank)))
+    elif op.kind == "permute":
+        given: Any = node.args[1:] or node.kwargs["dims"]
+        order = list(given[0] if isinstance(given[0], (list, tuple)) else given)
+    else:
+        order = list(range(rank))
+        default = (0, 1) if op.kind == "t" else (argument(node, 1, "dim0"), argument(node, 2, "dim1"))
+        first, second = (int(dim) for dim in default)
+        order[first], order[second] = order[second], order[first]
+    return replace(found, roles="".join(found.roles[int(dim)] for dim in order))
+
+
+def _indexed(node: fx.Node, found: Axes, tensor: bool) -> Axes:
+    if not tensor:
+        return found  # an item of a tuple
+    index = node.args[1]
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        used = sum(part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (len(found.roles) - used)
+    roles, prefix, rest = "", found.prefix, list(found.roles)
+    for part in parts:
+        if part is None:
+            roles += "?"
+            continue
+        role = rest.pop(0)
+        if isinstance(part, slice):
+            roles += role
+            if role == "t" and isinstance(part.start, int) and part.start > 0:
+                prefix = max(prefix - part.start, 0)
+        elif not isinstance(part, int):
+            return Axes("?" * len(found.roles))
+    return Axes(roles + "".join(rest), found.grid, prefix)
+
+
+def _concatenated(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes | None:
+    """Tokens put before the grid (class, register, distillation) become its prefix."""
+    inputs = [n for n in node.all_input_nodes if n in shapes]
+    merged = _agree([axes[n] for n in inputs if n in axes], len(shapes[node]))
+    dim = argument(node, 1, "dim", 0)
+    if merged is None or not isinstance(dim, int) or merged.roles[dim] != "t":
+        return merged
+    before = 0
+    for n in inputs:
+        found = axes.get(n)
+        if found is not None and found.grid is not None and found.roles[dim] == "t":
+            return replace(found, prefix=before + found.prefix)
+        before += shapes[n][dim]
+    return merged
+
+
+def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
+    shape = shapes[node]
+    inputs = [n for n in node.all_input_nodes if n in axes and n in shapes]
+    full = [n for n in inputs if len(shapes[n]) == len(shape)]
+    # a gate or bias of another size does not say what the axes are
+    full = [n for n in full if shapes[n] == shape] or full
+    merged = _agree([axes[n] for n in full], len(shape))
+    if merged is None:
+        return _reduced(node, axes, shapes)
+    known_op = _keeps_axes(node, shapes, full)
+    if not known_op:
+        return replace(merged, roles=merged.roles[:1].ljust(len(shape), "?"))
+    return merged
+
+
+def _keeps_axes(node: fx.Node, shapes: Shapes, inputs: Sequence[fx.Node]) -> bool:
+    """An operation unknown to us that changes several sizes at once may have moved the axes about."""
+    before, after = shapes[inputs[0]], shapes[node]
+    return sum(a != b for a, b in zip(before, after, strict=True)) <= 2 and before[0] == after[0]
+
+
+def _reduced(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
+    """A mean or sum that drops axes."""
+    shape, source = shapes[node], data_input(node)
+    found = axes.get(source) if source is not None else None
+    dims = argument(node, 1, "dim")
+    if found is None or dims is None or isinstance(dims, fx.Node):
+        return Axes("?" * len(shape))
+    gone = {int(dim) % len(found.roles) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    roles = "".join(role for i, role in enumerate(found.roles) if i not in gone)
+    return Axes(roles if len(roles) == len(shape) else "?" * len(shape))
+
+
+def _agree(candidates: Sequence[Axes], rank: int) -> Axes | None:
+    """The fullest description; where another as full says otherwise, the axis is unknown."""
+    usable = [found for found in candidates if len(found.roles) == rank]
+    if not usable:
+        return None
+    best = max(usable, key=lambda found: found.known)
+    roles = "".join(
+        "?" if any(o.known == best.known and o.roles[i] not in (role, "?") for o in usable) else role
+        for i, role in enumerate(best.roles)
+    )
+    return replace(best, roles=roles)
+
+
+def layouts(found: Axes, shape: Sequence[int], batch: int) -> list[tuple[Layout, int, int, int]]:
+    """(layout, channels, height, width) of the layers a node makes: itself, and its prefix tokens if it has any."""
+    if shape[0] != batch or "c" not in found.roles or found.roles.index("c") == 0 or 0 in shape:
+        return []
+    axis = found.roles.index("c")
+    channels = shape[axis]
+    if len(shape) == 2:
+        return [(Layout(axis, "vector"), channels, 1, 1)]
+    if len(shape) == 4 and axis in (1, 3):
+        kind, places = ("nchw", shape[2:]) if axis == 1 else ("nhwc", shape[1:3])
+        return [(Layout(axis, kind), channels, places[0], places[1])]
+    if len(shape) != 3:
+        return []
+    tokens = shape[3 - axis]
+    if found.grid is None or tokens != found.prefix + prod(found.grid):
+        return [(Layout(axis, "tokens"), channels, 1, tokens)]
+    whole = [(Layout(axis, "tokens", found.prefix), channels, *found.grid)]
+    if found.prefix:
+        whole.append((Layout(axis, "tokens", found.prefix, only_prefix=True), channels, 1, 1))
+    return whole

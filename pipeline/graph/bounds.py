@@ -1,0 +1,129 @@
+"""Whether a layer can be negative, and its upper bound: intervals carried through the graph as a proof."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from pipeline.graph.ops import IDENTITIES, PERMUTES, RESHAPES, Op, argument, fused_activation, module_kind
+
+Interval = tuple[float, float]
+UNKNOWN: Interval = (-math.inf, math.inf)
+
+_FIXED: dict[str, Interval] = {
+    "relu6": (0.0, 6.0),
+    "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "softplus": (0.0, math.inf),
+    "exp": (0.0, math.inf),
+    "square": (0.0, math.inf),
+    "abs": (0.0, math.inf),
+    "logsigmoid": (-math.inf, 0.0),
+}
+_KEEP = (
+    IDENTITIES
+    | RESHAPES
+    | PERMUTES
+    | frozenset({"maxpool", "adaptivemaxpool", "getitem", "chunk", "split", "unbind", "roll", "expand"})
+)
+# Averages of values >= 0 are >= 0, but rounding may carry them over an upper bound.
+_AVERAGE = frozenset({"avgpool", "adaptiveavgpool", "mean"})
+
+
+def intervals(module: fx.GraphModule, ops: Mapping[fx.Node, Op]) -> dict[fx.Node, Interval]:
+    """[low, high] that holds every value of each node for every input; infinite where nothing is proved."""
+    found: dict[fx.Node, Interval] = {}
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "call_function", "call_method"):
+            found[node] = _step(node, ops[node], found)
+    return found
+
+
+def _step(node: fx.Node, op: Op, found: Mapping[fx.Node, Interval]) -> Interval:
+    inputs = [found.get(source, UNKNOWN) for source in node.all_input_nodes]
+    kind, owner = op.kind, op.module
+    if op.norm and op.activation:  # the norm inside makes anything of its input
+        inputs, owner = [UNKNOWN], fused_activation(op.module) if op.module is not None else None
+        kind = module_kind(owner) if owner is not None else "norm"
+    first = inputs[0] if inputs else UNKNOWN
+    if kind in _FIXED:
+        return _FIXED[kind]
+    if kind == "relu":
+        return max(first[0], 0.0), max(first[1], 0.0)
+    if kind in ("hardtanh", "clamp", "clip", "clampmin", "clampmax"):
+        return _clamped(node, kind, owner, first)
+    if kind in _KEEP:
+        return first
+    if kind in _AVERAGE:
+        return (0.0 if first[0] >= 0 else -math.inf), math.inf
+    if kind == "interpolate":
+        mode = getattr(owner, "mode", argument(node, 3, "mode", "nearest"))
+        return first if mode == "nearest" else ((0.0, math.inf) if first[0] >= 0 and mode != "bicubic" else UNKNOWN)
+    if kind == "zeropad" or (kind == "pad" and len(node.args) == 2 and not node.kwargs):
+        return min(first[0], 0.0), max(first[1], 0.0)
+    if kind == "cat":
+        return min(low for low, _ in inputs), max(high for _, high in inputs)
+    combine = _COMBINE.get(kind)
+    operands = _operands(node, found)
+    return combine(operands) if combine and len(operands) == 2 and not node.kwargs else UNKNOWN
+
+
+def _operands(node: fx.Node, found: Mapping[fx.Node, Interval]) -> list[Interval]:
+    return [
+        (float(arg), float(arg)) if isinstance(arg, (int, float)) else found.get(arg, UNKNOWN)
+        for arg in node.args
+        if isinstance(arg, (fx.Node, int, float))
+    ]
+
+
+def clamp_limits(node: fx.Node, kind: str, owner: Any) -> tuple[Any, Any]:
+    """The limits of a hardtanh or clamp, module or function; None where there is none."""
+    if owner is not None:
+        return owner.min_val, owner.max_val
+    names = ("min_val", "max_val") if kind == "hardtanh" else ("min", "max")
+    default = (-1.0, 1.0) if kind == "hardtanh" else (None, None)
+    if kind == "clampmin":
+        return argument(node, 1, "min"), None
+    if kind == "clampmax":
+        return None, argument(node, 1, "max")
+    return argument(node, 1, names[0], default[0]), argument(node, 2, names[1], default[1])
+
+
+def _clamped(node: fx.Node, kind: str, owner: Any, first: Interval) -> Interval:
+    low, high = clamp_limits(node, kind, owner)
+    if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+        return UNKNOWN
+    low = -math.inf if low is None else float(low)
+    high = math.inf if high is None else float(high)
+    return min(max(first[0], low), high), min(max(first[1], low), high)
+
+
+def _sum(pair: Sequence[Interval]) -> Interval:
+    return pair[0][0] + pair[1][0], pair[0][1] + pair[1][1]
+
+
+def _product(pair: Sequence[Interval]) -> Interval:
+    (low_a, high_a), (low_b, high_b) = pair
+    if low_a < 0 or low_b < 0:
+        return UNKNOWN
+    return low_a * low_b, math.inf if math.inf in (high_a, high_b) else high_a * high_b
+
+
+def _larger(pair: Sequence[Interval]) -> Interval:
+    return max(pair[0][0], pair[1][0]), max(pair[0][1], pair[1][1])
+
+
+def _smaller(pair: Sequence[Interval]) -> Interval:
+    return min(pair[0][0], pair[1][0]), min(pair[0][1], pair[1][1])
+
+
+_COMBINE: dict[str, Callable[[Sequence[Interval]], Interval]] = {
+    "add": _sum,
+    "mul": _product,
+    "maximum": _larger,
+    "minimum": _smaller,
+}

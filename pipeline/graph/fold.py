@@ -1,0 +1,117 @@
+"""Folding batch norms into the convolutions before them, in float64."""
+
+import copy
+from collections import Counter
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.graph.ops import fused_activation
+from pipeline.graph.surgery import attach, copied, replace_node
+
+
+def fold_norms(module: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
+    """A network without the batch norms that follow a convolution; `keep` names convolutions left as they are.
+
+    The folded convolution takes the norm's node name and the convolution's own name disappears, so that a layer means
+    the same before and after; of a norm with an activation inside, the activation takes the name."""
+    fresh = copied(module)
+    calls = Counter(id(_called(node, fresh)) for node in fresh.graph.nodes if node.op == "call_module")
+    for node in list(fresh.graph.nodes):
+        conv_node = _foldable(node, fresh, keep, calls)
+        if conv_node is not None:
+            _fold(fresh, conv_node, node)
+    fresh.delete_all_unused_submodules()
+    fresh.recompile()
+    return fresh
+
+
+def _called(node: fx.Node, module: fx.GraphModule) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_same_padded(conv: nn.Module) -> bool:
+    return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
+
+
+def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], calls: Counter[int]) -> fx.Node | None:
+    """The convolution whose only user is this norm, if both are plain and the convolution is called once."""
+    norm = _called(node, module)
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.training or _is_hooked(norm):
+        return None
+    # a norm that does more (its own forward) may not be affine; timm's adds an activation and nothing else
+    plain = type(norm).forward is _BatchNorm.forward or type(norm).__name__ == "BatchNormAct2d"
+    source = node.args[0] if node.args else None
+    if not plain or not isinstance(source, fx.Node) or len(source.users) != 1 or source.name in keep:
+        return None
+    conv = _called(source, module)
+    if conv is None or calls[id(conv)] != 1 or _is_hooked(conv):
+        return None
+    # subclasses that change the weight on the fly (weight standardisation) have a forward of their own
+    plain = isinstance(conv, nn.Conv2d) and type(conv).forward is nn.Conv2d.forward
+    return source if plain or _is_same_padded(conv) else None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> None:
+    conv, norm = _called(conv_node, module), _called(norm_node, module)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    act = fused_activation(norm)
+    name = attach(module, f"{norm_node.name}_folded", _folded(conv, norm))
+    with module.graph.inserting_before(norm_node):
+        folded = module.graph.call_module(name, conv_node.args, conv_node.kwargs)
+        last = folded
+        if act is not None:
+            last = module.graph.call_module(attach(module, f"{name}_act", act), (folded,))
+    replace_node(norm_node, last)
+    module.graph.erase_node(conv_node)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    weight, bias = _folded_weights(conv, norm)
+    if _is_same_padded(conv) and any(_needs_padding_by_size(conv, axis) for axis in (0, 1)):
+        fused = copy.deepcopy(conv)  # keeps padding by the picture's size: visualizations use other sizes than scans
+    else:
+        reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        padding = (reach[0] // 2, reach[1] // 2) if _is_same_padded(conv) else conv.padding
+        fused = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            (conv.kernel_size[0], conv.kernel_size[1]),
+            (conv.stride[0], conv.stride[1]),
+            padding if isinstance(padding, str) else (padding[0], padding[1]),
+            (conv.dilation[0], conv.dilation[1]),
+            conv.groups,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
+    fused.weight = nn.Parameter(weight, requires_grad=False)
+    fused.bias = nn.Parameter(bias, requires_grad=False)
+    return fused.eval()
+
+
+def _needs_padding_by_size(conv: nn.Conv2d, axis: int) -> bool:
+    """ "Same" padding is one constant only at stride 1, and symmetric only where it is even."""
+    return conv.stride[axis] != 1 or (conv.kernel_size[axis] - 1) * conv.dilation[axis] % 2 != 0
+
+
+def _folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * scale
+        weight = conv.weight.double() * scale[:, None, None, None]
+        return weight.to(conv.weight.dtype).contiguous(), shift.to(conv.weight.dtype)

@@ -1,0 +1,131 @@
+"""A network as a graph of named layers."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import inf
+
+from torch import fx, nn
+
+from pipeline.graph import axes, blocks, bounds, ops, receptive, shapes
+from pipeline.graph.layer import Layer, Layout
+from pipeline.graph.trace import trace
+from store.errors import UsageError
+
+_LISTED = 24  # names in an error
+
+
+class Graph:
+    """A traced network. `module` gives bit for bit what the network gives; `logits` names the node of its output."""
+
+    def __init__(self, module: fx.GraphModule, paths: Mapping[str, str], input_shape: tuple[int, ...]):
+        self.module = module
+        self.input_shape = input_shape
+        self._paths = paths
+        self._nodes: tuple[fx.Node, ...] = tuple(module.graph.nodes)
+        self._ops = {node: ops.op_of(node, module) for node in self._nodes}
+        self._shapes = shapes.propagate(module, input_shape)
+        self._depends = shapes.dependence(module, self._shapes)
+        self._axes = axes.infer(module, self._ops, self._shapes)
+        self.logits = self._find_logits()
+
+    def layers(self, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
+        """Layers in execution order: "blocks" (the default), "all", or the names and globs of a list."""
+        if choose == "all":
+            picked = list(self._all)
+        elif choose == "blocks":
+            view = blocks.View(self._nodes, self._ops, self._shapes, self._axes, self._depends)
+            names = {node.name for node in blocks.choose(view, self.logits)}
+            picked = [layer for layer in self._all if layer.node in names and not layer.layout.only_prefix]
+        else:
+            wanted = self._matching([choose] if isinstance(choose, str) else choose)
+            picked = [layer for layer in self._all if layer.name in wanted]
+        return tuple(replace(layer, index=index) for index, layer in enumerate(picked))
+
+    def edges(self, layers: Sequence[Layer]) -> tuple[tuple[str, str], ...]:
+        """(source, target): target is reached from source with no other of these layers between."""
+        names: dict[str, list[str]] = {}
+        for layer in layers:
+            names.setdefault(layer.node, []).append(layer.name)
+        nearest: dict[fx.Node, tuple[str, ...]] = {}
+        found: list[tuple[str, str]] = []
+        for node in self._nodes:
+            above = dict.fromkeys(name for source in node.all_input_nodes for name in nearest[source])
+            here = names.get(node.name, [])
+            found += [(source, target) for target in here for source in above]
+            nearest[node] = tuple(here) or tuple(above)
+        return tuple(found)
+
+    @cached_property
+    def _all(self) -> tuple[Layer, ...]:
+        limits = bounds.intervals(self.module, self._ops)
+        fields = receptive.fields(self.module, self._ops, self._shapes, self._axes)
+        found: list[Layer] = []
+        for node in self._nodes:
+            if node not in self._shapes or node not in self._axes or self._depends[node] < 2:
+                continue
+            for shape in axes.layouts(self._axes[node], self._shapes[node], shapes.BATCH):
+                found.append(self._layer(node, shape, limits[node], fields[node]))
+        return tuple(found)
+
+    def _layer(
+        self,
+        node: fx.Node,
+        shape: tuple[Layout, int, int, int],
+        limits: bounds.Interval,
+        field: receptive.Field,
+    ) -> Layer:
+        layout, channels, height, width = shape
+        span = field.square() if not layout.only_prefix else None
+        return Layer(
+            index=0,
+            name=self._paths[node.name] + ("@prefix" if layout.only_prefix else ""),
+            node=node.name,
+            op=self._ops[node].kind,
+            channels=channels,
+            height=height,
+            width=width,
+            signed=limits[0] < 0,
+            upper_bound=limits[1] if limits[1] < inf else None,
+            rf_size=span.size if span else None,
+            rf_stride=span.stride if span else None,
+            rf_offset=span.offset if span else None,
+            rf_global=span is None,
+            rf_gated=field.gated,
+            layout=layout,
+        )
+
+    def _find_logits(self) -> str | None:
+        result = self._nodes[-1].args[0]
+        if not isinstance(result, fx.Node) or len(self._shapes.get(result, ())) != 2:
+            return None
+        found = self._axes.get(result)
+        return result.name if found is not None and found.roles == "nc" else None
+
+    def _matching(self, patterns: Sequence[str]) -> set[str]:
+        names = [layer.name for layer in self._all]
+        wanted: set[str] = set()
+        for pattern in patterns:
+            matched = {pattern} & set(names) or {name for name in names if fnmatchcase(name, pattern)}
+            if not matched:
+                raise UsageError(_no_match(pattern, names))
+            wanted |= matched
+        return wanted
+
+
+def build(network: nn.Module, family: str, input_shape: tuple[int, ...]) -> Graph:
+    """Trace a network in eval mode. family: "torchvision", "timm" or "python"; input_shape: [1, C, H, W]."""
+    module, paths = trace(network, family)
+    return Graph(module, paths, input_shape)
+
+
+def _no_match(pattern: str, names: Sequence[str]) -> str:
+    under = [name for name in names if name.startswith(f"{pattern}.")]
+    if under:
+        more = f" and {len(under) - _LISTED} more" if len(under) > _LISTED else ""
+        return f"{pattern} is a module, not a layer; the layers in it: {', '.join(under[:_LISTED])}{more}"
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else "; `unitscope layers MODEL --all` lists them"
+    return f"no layer matches {pattern!r}{hint}"

@@ -1,0 +1,172 @@
+"""What a node does, in one vocabulary for modules, functions and methods: `conv`, `relu`, `add`, `cat`, ..."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+# Subclasses of these are taken whole: tracing into them would only hide what they are.
+ELEMENTARY: tuple[tuple[type[nn.Module], str], ...] = (
+    (_ConvTransposeNd, "convtranspose"),
+    (_ConvNd, "conv"),
+    (nn.Linear, "linear"),
+    (_InstanceNorm, "instancenorm"),
+    (_BatchNorm, "batchnorm"),
+    (nn.LayerNorm, "layernorm"),
+    (nn.RMSNorm, "rmsnorm"),
+    (nn.GroupNorm, "groupnorm"),
+    (_MaxPoolNd, "maxpool"),
+    (_AvgPoolNd, "avgpool"),
+    (_AdaptiveAvgPoolNd, "adaptiveavgpool"),
+    (_AdaptiveMaxPoolNd, "adaptivemaxpool"),
+)
+NORMS = frozenset({"batchnorm", "layernorm", "rmsnorm", "groupnorm", "instancenorm", "localresponsenorm"})
+ACTIVATIONS = frozenset(
+    {
+        "relu",
+        "relu6",
+        "leakyrelu",
+        "prelu",
+        "rrelu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "gelutanh",
+        "quickgelu",
+        "silu",
+        "swish",
+        "mish",
+        "hardswish",
+        "hardmish",
+        "hardtanh",
+        "hardsigmoid",
+        "sigmoid",
+        "tanh",
+        "tanhshrink",
+        "softplus",
+        "softsign",
+        "logsigmoid",
+        "softshrink",
+        "hardshrink",
+        "threshold",
+        "clamp",
+        "clip",
+        "glu",
+    }
+)
+RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "viewas", "reshapeas"})
+PERMUTES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t"})
+# The same values at the same places (in eval): looked through when a node's consumers are sought.
+IDENTITIES = frozenset(
+    {
+        "dropout",
+        "alphadropout",
+        "featurealphadropout",
+        "stochasticdepth",
+        "droppath",
+        "dropblock",
+        "identity",
+        "contiguous",
+        "clone",
+        "to",
+        "float",
+        "type",
+        "astensor",
+    }
+)
+TRANSPARENT = IDENTITIES | RESHAPES | PERMUTES
+MATMULS = frozenset({"matmul", "bmm", "baddbmm", "scaleddotproductattention"})
+_ALIASES = {
+    "iadd": "add",
+    "isub": "sub",
+    "imul": "mul",
+    "multiply": "mul",
+    "subtract": "sub",
+    "itruediv": "div",
+    "truediv": "div",
+    "divide": "div",
+    "concat": "cat",
+    "concatenate": "cat",
+    "upsample": "interpolate",
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """`kind` is the word of the vocabulary; a norm with a built-in activation has both flags and the latter's kind."""
+
+    kind: str
+    module: nn.Module | None
+    norm: bool
+    activation: bool
+
+
+def _word(name: str) -> str:
+    word = re.sub(r"(?<=[a-z])[123]d$", "", name.lower().replace("_", ""))
+    return _ALIASES.get(word, word)
+
+
+def module_kind(module: nn.Module) -> str:
+    for cls, kind in ELEMENTARY:
+        if isinstance(module, cls):
+            return kind
+    return _word(type(module).__name__)
+
+
+def fused_activation(module: nn.Module) -> nn.Module | None:
+    """The activation inside a norm such as timm's BatchNormAct2d, None where there is none."""
+    act = getattr(module, "act", None)
+    return act if isinstance(act, nn.Module) and not isinstance(act, nn.Identity) else None
+
+
+def op_of(node: fx.Node, root: nn.Module) -> Op:
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        kind = module_kind(module)
+        act = fused_activation(module) if kind in NORMS else None
+        if act is not None:
+            return Op(module_kind(act), module, norm=True, activation=True)
+        # EvoNorm, FilterResponseNorm and the like are named for what they do
+        norm = kind in NORMS or (kind not in ACTIVATIONS and "norm" in kind)
+        return Op(kind, module, norm=norm, activation=kind in ACTIVATIONS)
+    if node.op in ("call_function", "call_method"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        kind = _word(name)
+        return Op(kind, None, norm=kind in NORMS, activation=kind in ACTIVATIONS)
+    return Op(node.op, None, norm=False, activation=False)
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a functional or method call, by place or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def data_input(node: fx.Node) -> fx.Node | None:
+    """The first node among the arguments: what a layer works on."""
+    return next(iter(node.all_input_nodes), None)
+
+
+def parameters_of(node: fx.Node, root: nn.Module) -> Iterator[Tensor]:
+    """The parameters a node brings in: its module's, or those handed to a function."""
+    if node.op == "call_module":
+        yield from root.get_submodule(str(node.target)).parameters()
+        return
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            value = attribute(root, str(source.target))
+            if isinstance(value, nn.Parameter):
+                yield value
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,125 @@
+"""Tracing a network into a graph whose nodes have readable paths (`layer1.0.relu_1`, `inception4a.cat`)."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torchvision.ops
+from torch import fx, nn
+from torchvision.ops import Permute, StochasticDepth
+
+from pipeline.graph.ops import ELEMENTARY
+from store.errors import UsageError
+
+_ELEMENTARY_TYPES = tuple(cls for cls, _ in ELEMENTARY)
+
+
+class PathTracer(fx.Tracer):
+    """An fx tracer that names each node by the module it ran in, and remembers which module could not be traced."""
+
+    def __init__(self, leaf_types: tuple[type, ...], functions: tuple[Callable[..., Any], ...], whole: set[str]):
+        modules: Any = (math, torchvision.ops)  # torch's annotation allows one only
+        super().__init__(autowrap_modules=modules, autowrap_functions=functions)
+        self.leaf_types = (*leaf_types, *_ELEMENTARY_TYPES, Permute, StochasticDepth)
+        self.whole = whole
+        self.inside = ""
+        self.paths: dict[fx.Node, str] = {}
+        self.failed: str | None = None
+        self.taken: set[str] = set()
+        self.module_paths: set[str] = set()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self.module_paths = {_file_name(path).casefold() for path, _ in root.named_modules()}
+        return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        # Only the picture is an input: options such as timm's attn_mask keep their defaults, so that
+        # `if attn_mask is not None` goes the way it goes in the network.
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            module_qualified_name in self.whole
+            or isinstance(m, self.leaf_types)
+            or type(m).__module__.startswith("timm.layers.activations")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        outer, self.inside = self.inside, path
+        try:
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            return forward(*args, **kwargs)
+        except Exception:
+            self.failed = self.failed or path
+            raise
+        finally:
+            self.inside = outer
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        self.paths[proxy.node] = self._path(proxy.node)
+        return proxy
+
+    def _path(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            base = str(node.target)
+        else:
+            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+            name = target.rsplit(".", 1)[-1].rstrip("_") or node.name
+            base = f"{self.inside}.{name}" if self.inside else name
+        base = candidate = _file_name(base)
+        repeat = 0
+        while self._is_taken(candidate, own=repeat == 0 and node.op == "call_module"):
+            repeat += 1
+            candidate = f"{base}_{repeat}"
+        self.taken.add(candidate.casefold())
+        return candidate
+
+    def _is_taken(self, candidate: str, own: bool) -> bool:
+        key = candidate.casefold()  # names become file names, also where case does not count
+        return key in self.taken or (not own and key in self.module_paths)
+
+
+def _file_name(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", path)
+
+
+def _leaves_of(network: nn.Module, family: str) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
+    """timm's own leaf modules and functions, for its models and for others that are built of its parts."""
+    if family != "timm" and not any(type(part).__module__.startswith("timm.") for part in network.modules()):
+        return (), ()
+    from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+
+    return tuple(get_notrace_modules()), tuple(f for f in get_notrace_functions() if callable(f))
+
+
+def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, str]]:
+    """The traced network and the path of each node by its name; submodules that cannot be traced are single nodes."""
+    leaf_types, functions = _leaves_of(network, family)
+    whole: set[str] = set()
+    before = set(vars(network))
+    while True:
+        tracer = PathTracer(leaf_types, functions, whole)
+        try:
+            graph = tracer.trace(network)
+            break
+        except Exception as error:
+            if not tracer.failed or tracer.failed in whole:
+                kind = type(network).__name__
+                raise UsageError(
+                    f"{kind}.forward cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                    "move the control flow into a submodule, which is then taken as one node"
+                ) from error
+            whole.add(tracer.failed)
+    if whole:
+        warnings.warn(f"taken whole, since they cannot be traced: {', '.join(sorted(whole))}", stacklevel=2)
+    module = fx.GraphModule(network, graph, type(network).__name__)
+    for name in set(vars(network)) - before:  # the tracer leaves its constants on the network
+        if name.startswith("_tensor_constant"):
+            delattr(network, name)
+    return module, {node.name: path for node, path in tracer.paths.items()}

@@ -1,0 +1,198 @@
+"""Tracing and the choice of layers: counts of the named models, names, globs and errors, edges, prefix tokens."""
+
+import re
+import warnings
+from functools import cache
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.graph import Graph, build
+from store.errors import UsageError
+
+# Layers and units of "blocks" (PROTOTYPES.md): found there by hand and by another program.
+COUNTS = {
+    "timm:tf_efficientnet_lite0": (50, 22008),
+    "timm:efficientnet_b0": (50, 22008),
+    "efficientnet_b0": (50, 22008),
+    "alexnet": (8, 10344),
+    "vgg19": (19, 14696),
+    "googlenet": (31, 8280),
+    "inception_v3": (62, 19272),
+    "resnet50": (50, 23720),
+    "densenet121": (125, 43720),
+    "timm:densenet121": (125, 43720),
+    "mobilenet_v3_large": (48, 14480),
+    "convnext_tiny": (41, 35560),
+    "regnet_y_400mf": (50, 13776),
+    "shufflenet_v2_x1_0": (35, 8312),
+    "mnasnet1_0": (53, 19960),
+    "vit_b_16": (38, 57064),
+    "swin_t": (37, 27496),
+    "maxvit_t": (104, 58152),
+}
+
+
+@cache
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name.startswith("timm:"):
+        return timm.create_model(name.removeprefix("timm:"), pretrained=False).eval().requires_grad_(False)
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, weights=None, **extra).eval().requires_grad_(False)
+
+
+@cache
+def graph(name: str) -> Graph:
+    size = 299 if name == "inception_v3" else 224
+    return build(network(name), "timm" if name.startswith("timm:") else "torchvision", (1, 3, size, size))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_names_and_bits(name: str) -> None:
+    layers = graph(name).layers()
+    assert (len(layers), sum(layer.channels for layer in layers)) == COUNTS[name]
+    assert [layer.index for layer in layers] == list(range(len(layers)))
+    assert layers[-1].node == graph(name).logits
+    assert layers[-1].channels == 1000
+    every = graph(name).layers("all")
+    assert {layer.name for layer in layers} <= {layer.name for layer in every}
+    assert len({layer.name.casefold() for layer in every}) == len(every)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+(@prefix)?", layer.name) for layer in every)
+    size = 224 if name in ("vit_b_16", "maxvit_t") else 96
+    x = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(graph(name).module(x), network(name)(x))
+
+
+def test_readable_names() -> None:
+    names = {layer.name for layer in graph("resnet50").layers()}
+    assert {"relu", "layer1.0.relu", "layer1.0.relu_1", "layer4.2.relu_2", "fc"} <= names
+    assert "inception4a.cat" in {layer.name for layer in graph("googlenet").layers()}
+    lite = {layer.name for layer in graph("timm:tf_efficientnet_lite0").layers()}
+    assert {"blocks.3.1.add", "blocks.3.0.bn2", "classifier"} <= lite
+    # torchvision's own tracer calls ln_1 "ln" and ln_2 "ln_1"
+    assert "encoder.layers.encoder_layer_0.ln_2" in {layer.name for layer in graph("vit_b_16").layers("all")}
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    before = set(vars(network("maxvit_t")))
+    graph("maxvit_t")
+    assert set(vars(network("maxvit_t"))) == before
+
+
+def test_globs_keep_execution_order_and_number_anew() -> None:
+    found = graph("resnet50").layers(["fc", "layer2.*.relu_2"])
+    assert [layer.name for layer in found] == [*(f"layer2.{i}.relu_2" for i in range(4)), "fc"]
+    assert [layer.index for layer in found] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("layer1.0", ["layer1.0 is a module", "layer1.0.conv1", "layer1.0.relu_2"]),
+        ("layer1.0.rellu_1", ["layer1.0.relu_1"]),
+        ("nothing*", ["'nothing*'"]),
+    ],
+)
+def test_what_matches_nothing_is_an_error_that_helps(pattern: str, said: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        graph("resnet50").layers([pattern, "fc"])
+    assert all(words in str(error.value) for words in said)
+    assert "\n" not in str(error.value)
+
+
+def test_edges_are_paths_without_a_layer_between() -> None:
+    found = graph("googlenet")
+    layers = found.layers()
+    by_node = {layer.node: layer.name for layer in layers}
+    nodes = {node.name: node for node in found.module.graph.nodes}
+    expected = set()
+    for layer in layers:  # forward search, against the one backward pass of edges()
+        frontier, seen = list(nodes[layer.node].users), set()
+        while frontier:
+            node = frontier.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.name in by_node:
+                expected.add((layer.name, by_node[node.name]))
+            else:
+                frontier += list(node.users)
+    assert set(found.edges(layers)) == expected
+    assert ("inception4a.cat", "inception4b.cat") in expected
+    assert len(found.edges(layers)) == len(expected)
+
+
+def test_prefix_tokens_are_a_layer_of_their_own() -> None:
+    every = {layer.name: layer for layer in graph("vit_b_16").layers("all")}
+    add = every["encoder.layers.encoder_layer_3.add_1"]
+    token = every["encoder.layers.encoder_layer_3.add_1@prefix"]
+    assert (add.height, add.width, add.layout.prefix) == (14, 14, 1)
+    assert (token.height, token.width, token.node, token.channels) == (1, 1, add.node, 768)
+    assert token.rf_global
+    x = torch.randn(2, 197, 768)
+    grid = add.to_nchw(x)
+    assert grid.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert torch.equal(grid[:, :, 3, 5], x[:, 1 + 3 * 14 + 5])
+    assert torch.equal(token.to_nchw(x)[:, :, 0, 0], x[:, 0])
+    only = graph("vit_b_16").layers(["encoder.layers.*.add_1@prefix"])
+    assert len(only) == 12
+    assert not any(layer.layout.only_prefix for layer in graph("vit_b_16").layers())
+
+
+def test_distilled_and_register_tokens_are_counted() -> None:
+    network = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False).eval()
+    layer = build(network, "timm", (1, 3, 224, 224)).layers(["blocks.1.mlp.act"])[0]
+    assert (layer.layout.prefix, layer.height, layer.width) == (2, 14, 14)
+
+
+class _Branching(nn.Module):
+    """Control flow on values: fx cannot trace it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x.transpose(1, 3).transpose(1, 3)
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.odd = _Branching()
+        self.relu = nn.ReLU(inplace=True)
+        self.last = nn.Conv2d(5, 5, 1)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = self.relu(self.odd(self.conv(x)))
+        if scale is not None:
+            x = x * scale
+        return self.relu(self.last(x))
+
+
+def test_untraceable_submodules_become_nodes_and_are_named() -> None:
+    net = _Net().eval()
+    with pytest.warns(UserWarning, match=r"odd$"):
+        found = build(net, "python", (1, 3, 12, 12))
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(found.module(x), net(x))
+    assert [layer.name for layer in found.layers("all")] == ["conv", "odd", "relu", "last", "relu_1"]
+    assert found.logits is None
+
+
+def test_control_flow_in_the_network_itself_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"_Branching\.forward cannot be traced"):
+        build(_Branching(), "python", (1, 3, 8, 8))
+
+
+def test_a_wrong_input_size_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"does not run on a picture of shape \(3, 64, 64\)"):
+        build(network("vit_b_16"), "torchvision", (1, 3, 64, 64))
+
+
+def test_traceable_networks_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(network("timm:tf_efficientnet_lite0"), "timm", (1, 3, 224, 224))
