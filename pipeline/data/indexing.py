@@ -1,0 +1,103 @@
+"""The ordered index of a dataset: every file with its SHA-256, size, class and whether its header reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from store.errors import UsageError
+
+from .decode import BadImageError, read_size
+from .sources import Entry, Source
+
+
+@dataclass(frozen=True)
+class Indexed:
+    entry: Entry
+    sha256: str
+    length: int
+    size: tuple[int, int] | None  # width, height
+    reason: str | None  # why it was rejected
+
+
+def index_source(
+    source: Source, entries: Sequence[Entry], threads: int, advance: Callable[[int], None] = lambda _: None
+) -> list[Indexed]:
+    """Reads every file once: its digest, and the picture's size from its header."""
+
+    def one(entry: Entry) -> Indexed:
+        try:
+            data = source.read(entry.path)
+        except OSError as error:
+            return Indexed(entry, "", 0, None, f"cannot be read: {error.strerror}")
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            return Indexed(entry, digest, len(data), read_size(data), None)
+        except BadImageError as error:
+            return Indexed(entry, digest, len(data), None, str(error))
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = []
+        for row in pool.map(one, entries):
+            found.append(row)
+            advance(1)
+        return found
+
+
+def limited(entries: Sequence[Entry], limit: int, per_class: int) -> list[Entry]:
+    """The first `per_class` of each class, then `limit` of all, spread evenly; 0 means no limit."""
+    if per_class:
+        seen: dict[int | None, int] = {}
+        kept = []
+        for entry in entries:
+            key = entry.label.index if entry.label else None
+            seen[key] = seen.get(key, 0) + 1
+            if key is None or seen[key] <= per_class:
+                kept.append(entry)
+        entries = kept
+    if limit and limit < len(entries):
+        entries = [entries[i * len(entries) // limit] for i in range(limit)]
+    return list(entries)
+
+
+def index_digest(rows: Sequence[Indexed]) -> str:
+    """SHA-256 over the ordered index: path, contents and class of every file."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(f"{row.entry.path}\0{row.sha256}\0{row.entry.label}\n".encode())
+    return sha.hexdigest()
+
+
+def images_columns(dataset: str, rows: Sequence[Indexed]) -> dict[str, object]:
+    """The columns of `images`."""
+    labels = [r.entry.label for r in rows]
+    return {
+        "dataset": dataset,
+        "image_id": list(range(len(rows))),
+        "position": list(range(len(rows))),
+        "path": [r.entry.path for r in rows],
+        "label": [c.label if c else None for c in labels],
+        "class_index": [c.index if c else None for c in labels],
+        "synset": [c.synset if c else None for c in labels],
+        "width": [r.size[0] if r.size else None for r in rows],
+        "height": [r.size[1] if r.size else None for r in rows],
+        "sha256": [r.sha256 for r in rows],
+        "status": ["rejected" if r.reason else "accepted" for r in rows],
+        "reason": [r.reason for r in rows],
+        "source_file": [None] * len(rows),
+        "offset": [None] * len(rows),
+        "length": [r.length for r in rows],
+    }
+
+
+def refuse_too_many(bad: Sequence[tuple[str, str]], total: int, most: float) -> None:
+    """Raises UsageError with the list where more than `most` (a share) of the pictures are bad."""
+    if len(bad) > most * total:
+        shown = "; ".join(f"{path}: {reason}" for path, reason in bad[:10])
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise UsageError(
+            f"{len(bad)} of {total} pictures cannot be decoded, more than max_bad_fraction = {most:g} allows "
+            f"(mend them, or raise it in [dataset]): {shown}{more}"
+        )

@@ -1,0 +1,71 @@
+"""Pictures to batches of uint8 pixels: threads decode ahead of the network, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import BadImageError, open_image
+
+AHEAD = 3  # batches being decoded while one is in the network
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`pixels`: uint8 [batch, channels, H, W], short batches padded with zeros; the first len(ids) rows are real."""
+
+    ids: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    bad: tuple[tuple[int, str], ...]  # pictures that could not be decoded: image_id, reason
+
+
+def batches(
+    ids: Sequence[int],
+    read: Callable[[int], bytes],
+    pixels: Callable[..., NDArray[np.uint8]],
+    batch_size: int,
+    threads: int,
+) -> Iterator[Batch]:
+    """Batches of `batch_size` files in order; a file that cannot be decoded leaves its batch short.
+
+    Batches are cut by place in `ids`, so that a bad file moves no other picture into another batch.
+    """
+
+    def one(image_id: int) -> NDArray[np.uint8] | str:
+        try:
+            return pixels(open_image(read(image_id)))
+        except BadImageError as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+
+    cuts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        waiting: deque[tuple[Sequence[int], list[Future[NDArray[np.uint8] | str]]]] = deque()
+        todo = iter(cuts)
+        try:
+            while True:
+                while len(waiting) < AHEAD and (cut := next(todo, None)) is not None:
+                    waiting.append((cut, [pool.submit(one, i) for i in cut]))
+                if not waiting:
+                    return
+                cut, futures = waiting.popleft()
+                yield _batch(cut, [f.result() for f in futures], batch_size)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _batch(ids: Sequence[int], found: list[NDArray[np.uint8] | str], batch_size: int) -> Batch:
+    good = [(i, f) for i, f in zip(ids, found, strict=True) if not isinstance(f, str)]
+    bad = tuple((int(i), f) for i, f in zip(ids, found, strict=True) if isinstance(f, str))
+    if not good:
+        return Batch(np.zeros(0, np.int64), np.zeros((0, 0, 0, 0), np.uint8), bad)
+    stacked = np.zeros((batch_size, *good[0][1].shape), np.uint8)
+    for row, (_, array) in enumerate(good):
+        stacked[row] = array
+    return Batch(np.array([i for i, _ in good], np.int64), stacked, bad)

@@ -1,0 +1,95 @@
+"""Gradients let through a ReLU that blocks all of them, so that a start at which a unit is silent can move.
+
+After Lucid, https://github.com/tensorflow/lucid/blob/master/lucid/misc/redirected_relu_grad.py
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pipeline.graph.bounds import clamp_limits
+from pipeline.graph.ops import Op, fused_activation, op_of
+from pipeline.graph.surgery import copied, replace_node
+
+
+class _RedirectedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, high: float | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.high = high
+        return F.relu(x) if high is None else F.hardtanh(x, 0.0, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,), grad = ctx.saved_tensors, grads[0]
+        blocked, wrong = x < 0, (x < 0) & (grad > 0)  # a loss is minimized: a positive gradient pushes x down
+        if ctx.high is not None:
+            blocked, wrong = blocked | (x > ctx.high), wrong | ((x > ctx.high) & (grad < 0))
+        plain = grad.masked_fill(blocked, 0)
+        alive = (plain != 0).flatten(1).any(1).view(-1, *(1,) * (x.ndim - 1))
+        return torch.where(alive, plain, grad.masked_fill(wrong, 0)), None
+
+
+def redirected_relu(x: Tensor, high: float | None = None) -> Tensor:
+    """ReLU, or its clip at `high`. Where an element of the batch would pass no gradient at all, what pushes a
+    negative value up, or one above `high` down, passes."""
+    result: Tensor = _RedirectedReLU.apply(x, high)
+    return result
+
+
+def redirected(module: fx.GraphModule) -> fx.GraphModule:
+    """The same network, sharing its parameters, with every ReLU, ReLU6 and clip at zero redirected."""
+    fresh = copied(module)
+    order = {node: index for index, node in enumerate(fresh.graph.nodes)}
+    for node in tuple(order):
+        op = op_of(node, fresh)
+        act = fused_activation(op.module) if op.norm and op.module is not None else None
+        clip = _clip(node, op, act or op.module)
+        if clip is None:
+            continue
+        source = node.all_input_nodes[0]
+        with fresh.graph.inserting_before(node):
+            bare = fresh.graph.call_module(_without_activation(fresh, node, op.module), (source,)) if act else source
+            new = fresh.graph.call_function(redirected_relu, (bare, *clip))
+        # what reads the input after an activation in place reads the activation; if not in place nothing must change
+        if _in_place(node, act or op.module) and not act:
+            late = order[node]
+            source.replace_all_uses_with(new, delete_user_cb=lambda user, late=late: order.get(user, -1) > late)
+        replace_node(node, new)
+    fresh.delete_all_unused_submodules()
+    fresh.recompile()
+    return fresh
+
+
+def _clip(node: fx.Node, op: Op, owner: nn.Module | None) -> tuple[float, ...] | None:
+    """The upper bounds, none or one, of an activation that clips at zero; None for any other node."""
+    kind = op.kind
+    if kind == "relu":
+        return ()
+    if kind == "relu6":
+        return (6.0,)
+    if kind in ("hardtanh", "clamp", "clip"):
+        low, high = clamp_limits(node, kind, owner)
+        if low == 0:
+            return () if high is None else (high,)
+    return None
+
+
+def _in_place(node: fx.Node, owner: nn.Module | None) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    flag = getattr(owner, "inplace", False) or node.kwargs.get("inplace") or any(arg is True for arg in node.args)
+    return bool(flag) or name.endswith("_")
+
+
+def _without_activation(fresh: fx.GraphModule, node: fx.Node, norm: nn.Module | None) -> str:
+    """Adds the norm in `node` without its built-in activation, and gives its path."""
+    assert norm is not None
+    bare, name = copy.copy(norm), f"unitscope_bare_{node.name}"
+    bare._modules = {**norm._modules, "act": nn.Identity()}
+    fresh.add_submodule(name, bare)
+    return name

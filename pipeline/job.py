@@ -1,0 +1,192 @@
+"""A job: one config on one store. What every stage needs, made once a process."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline import config as configs
+from pipeline.config import Config
+from pipeline.data import sources
+from pipeline.graph import Layer
+from pipeline.machine import resolve_device, threads_of_worker
+from pipeline.measuring import Measurer, Units
+from pipeline.models import Model, open_model
+from store import layout, parquet, publish
+from store.errors import UsageError
+from store.publish import Publication, Record
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, retry and resume. `first` and `last` bound a range of positions or units; `size` is its share
+    of the progress bar, in the stage's own unit."""
+
+    name: str
+    first: int = 0
+    last: int = 0
+    size: int = 1
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`phases` lists shards to finish before the next list begins; `run` computes one and commits it."""
+
+    name: str
+    unit: str  # of the progress bar
+    phases: Callable[[Job], list[list[Shard]]]
+    run: Callable[[Job, Shard, Callable[[int], None]], Record]
+
+
+class Job:
+    def __init__(self, config: Config, root: Path, progress: bool = True) -> None:
+        self.config, self.root, self.progress = config, root, progress
+        self.device = resolve_device(config.compute.device)
+
+    @property
+    def threads(self) -> int:
+        return threads_of_worker(self.config.compute.threads, self.config.compute.workers)
+
+    @functools.cached_property
+    def model(self) -> Model:
+        c = self.config.model
+        return open_model(c.source, c.weights, c.name or None)
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        chosen = self.config.model.layers
+        return self.model.graph.layers(chosen)
+
+    @functools.cached_property
+    def units(self) -> Units:
+        return Units(self.layers)
+
+    @functools.cached_property
+    def source(self) -> sources.Source:
+        return sources.open_source(self.config.dataset.source, self.config.dataset.name)
+
+    @functools.cached_property
+    def visualized(self) -> tuple[Layer, ...]:
+        """The layers of the run that `[visualize] layers` names."""
+        chosen = self.config.visualize.layers
+        if isinstance(chosen, str):
+            return self.layers
+        for pattern in chosen:
+            if not fnmatch.filter([layer.name for layer in self.layers], pattern):
+                near = difflib.get_close_matches(pattern, [layer.name for layer in self.layers], 3)
+                hint = f"; near: {', '.join(near)}" if near else ""
+                raise UsageError(
+                    f"[visualize] layers: {pattern!r} matches no layer of the run{hint} "
+                    f"(see `unitscope layers {self.config.model.source}`)"
+                )
+        return tuple(x for x in self.layers if any(fnmatch.fnmatch(x.name, pattern) for pattern in chosen))
+
+    @property
+    def dataset(self) -> str:
+        return self.source.name
+
+    @property
+    def run(self) -> str:
+        return layout.run_name(self.model.name, self.dataset)
+
+    @functools.cached_property
+    def measurer(self) -> Measurer:
+        c = self.config
+        return Measurer(
+            self.model, self.layers, device=self.device, precision=c.compute.precision, border=c.scan.border
+        )
+
+    @functools.cached_property
+    def keys(self) -> dict[str, dict[str, Any]]:
+        return configs.fingerprinted(self.config, self.device)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that changes results."""
+        body = {
+            "config": {k: v for k, v in self.keys.items() if k != "model"},
+            "layers": [layer.name for layer in self.layers],
+            "preprocessing": self.model.preprocess.as_dict(),
+            "versions": {"torch": torch.__version__, "unitscope": version("unitscope")},
+            "weights": self.model.digest,
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def images(self) -> pa.Table:
+        """The dataset's index, once it is committed."""
+        return parquet.read(self.root / layout.dataset_table(self.dataset, "images"))
+
+    @functools.cached_property
+    def readable(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """image_id of the pictures that the index accepted, in order of position."""
+        status = np.array(self.images["status"].to_pylist())
+        order = np.argsort(self.images["position"].to_numpy(), kind="stable")
+        return order[status[order] == "accepted"].astype(np.int64)
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        return [str(p) for p in self.images["path"].to_pylist()]
+
+    @functools.cached_property
+    def _digests(self) -> list[str]:
+        return [str(d) for d in self.images["sha256"].to_pylist()]
+
+    def read_image(self, image_id: int) -> bytes:
+        """The bytes of a picture; OSError where they are no longer what was indexed."""
+        data = self.source.read(self._paths[image_id])
+        if hashlib.sha256(data).hexdigest() != self._digests[image_id]:
+            raise OSError(0, "the file has changed since it was indexed")
+        return data
+
+    def path_of(self, image_id: int) -> str:
+        return self._paths[image_id]
+
+    def publication(self, stage: str, shard: str) -> Publication:
+        return Publication(self.root, self.run, stage, shard, self.fingerprint)
+
+    def record(self, stage: str, shard: str) -> Record | None:
+        return publish.find_record(self.root, self.run, stage, shard)
+
+    def done(self, stage: str) -> dict[str, Record]:
+        """The committed shards of a stage. Raises UsageError where they were made under another fingerprint."""
+        found = publish.records(self.root, self.run, stage)
+        for record in found:
+            if record.fingerprint != self.fingerprint:
+                raise UsageError(self._other_config(record))
+        return {record.shard: record for record in found}
+
+    def _other_config(self, record: Record) -> str:
+        return (
+            f"{self.root} already holds a run {self.run} made with other settings ({self._differences()}): "
+            "give the model another `name` in the config, or choose another --store"
+        )
+
+    def _differences(self) -> str:
+        import tomllib
+
+        record = publish.find_record(self.root, self.run, "index", "index")
+        if record is None or "config" not in record.facts:
+            return "or other weights or versions"
+        old = tomllib.loads(record.facts["config"])
+        new = tomllib.loads(configs.to_toml(self.keys))
+        found = [
+            f"[{section}] {key} was {old.get(section, {}).get(key)!r}, is {value!r}"
+            for section, entries in new.items()
+            for key, value in entries.items()
+            if old.get(section, {}).get(key) != value
+        ]
+        return "; ".join(found[:3]) or "other weights, or another version of torch or unitscope"

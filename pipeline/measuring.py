@@ -1,0 +1,132 @@
+"""One forward pass for everything: the folded, tapped network that measures every unit of the chosen layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import graph
+from pipeline.graph import Layer
+from pipeline.machine import DTYPES
+from pipeline.models import Model
+from pipeline.reduce.measured import Measured, check_finite, choose, empty
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of some layers in the store's order: (layer, channel)."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each layer's units begin, and the total: int64 [layers + 1]."""
+        return np.cumsum([0, *(layer.channels for layer in self.layers)]).astype(np.int64)
+
+    def slice(self, place: int) -> slice:
+        offsets = self.offsets
+        return slice(int(offsets[place]), int(offsets[place + 1]))
+
+    def name(self, unit: int) -> str:
+        place = int(np.searchsorted(self.offsets, unit, side="right")) - 1
+        return f"{self.layers[place].name}:{unit - int(self.offsets[place])}"
+
+
+class Measurer:
+    """Measures pictures: `pixels` takes uint8 [n, channels, H, W] and returns every unit's statistics.
+
+    The returned arrays are used again by the next call: copy what is to last.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layers: str | Sequence[str] | Sequence[Layer] = "blocks",
+        *,
+        device: str = "cpu",
+        precision: str = "float32",
+        border: int = 0,
+    ) -> None:
+        self.model = model
+        self.layers = choose_layers(model, layers)
+        self.units = Units(self.layers)
+        self._slices = {layer.name: self.units.slice(i) for i, layer in enumerate(self.layers)}
+        self._device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
+        self._reduce = choose(self._device.type)
+        self._network = folded_network(model, self.layers).to(device=self._device, dtype=self._dtype)
+        self._tapped = graph.with_taps(self._network, self.layers, self._tap)
+        counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
+        self._positions = np.concatenate(counts)
+        self._out = empty(0, 0)
+
+    def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
+        """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
+        x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
+        return self.pictures(x.to(self._device).float() / 255)
+
+    def pictures(self, x: Tensor) -> Measured:
+        """The same for float pictures [n, channels, H, W] in 0..1."""
+        images = len(x)
+        if images != len(self._out.max):
+            self._out = empty(images, int(self.units.offsets[-1]))
+        with torch.inference_mode():
+            logits = self._tapped(self.input(x))
+        self._out.mean[:] = self._out.sum / self._positions
+        check_finite(self._out, images, self.units.name)
+        if isinstance(logits, Tensor):
+            return replace(self._out, logits=logits.float().cpu().numpy())
+        return self._out
+
+    def input(self, x: Tensor) -> Tensor:
+        """Pictures in 0..1 -> what the network takes, on its device, channels last."""
+        x = self.model.preprocess.normalize(x.to(self._device))
+        return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
+
+    def _tap(self, layer: Layer, x: Tensor) -> None:
+        units = self._slices[layer.name]
+        rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)
+        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, self._out)
+        if cut:
+            for place in (self._out.argmax[:, units], self._out.argmin[:, units]):
+                place[:] = (place // columns + cut) * x.shape[3] + place % columns + cut
+
+
+def positions(layer: Layer, border: int) -> int:
+    """Positions of a layer that statistics run over, the border left out."""
+    rows, columns, _ = inner(layer.height, layer.width, border)
+    return rows * columns
+
+
+def inner(height: int, width: int, border: int) -> tuple[int, int, int]:
+    """Rows and columns left when a border is cut off, and the cut: 0 where nothing would be left."""
+    cut = border if min(height, width) > 2 * border else 0
+    return height - 2 * cut, width - 2 * cut, cut
+
+
+def choose_layers(model: Model, layers: str | Sequence[str] | Sequence[Layer]) -> tuple[Layer, ...]:
+    if not isinstance(layers, str) and all(isinstance(layer, Layer) for layer in layers):
+        return tuple(layer for layer in layers if isinstance(layer, Layer))
+    names = layers if isinstance(layers, str) else [str(name) for name in layers]
+    return model.graph.layers(names)
+
+
+def folded_network(model: Model, layers: Sequence[Layer]) -> torch.fx.GraphModule:
+    """A copy of the traced network, norms folded (a convolution whose own output is wanted is not), channels last."""
+    folded = graph.fold_norms(model.graph.module, keep={layer.node for layer in layers})
+    return copy.deepcopy(folded).to(memory_format=torch.channels_last)
+
+
+def resized(x: Tensor, model: Model) -> Tensor:
+    """Pictures [n, C, h, w] at the model's own input size, bilinear (antialiased where that is smaller)."""
+    size = (model.preprocess.height, model.preprocess.width)
+    if tuple(x.shape[2:]) == size:
+        return x
+    smaller = size[0] < x.shape[2] or size[1] < x.shape[3]
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=smaller)

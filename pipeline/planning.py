@@ -1,0 +1,130 @@
+"""What a run would do, from its config and what the store holds: shards, bytes and hours."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.decode import BadImageError, open_image
+from pipeline.data.indexing import limited
+from pipeline.driver import missing_shards
+from pipeline.featurevis import Picture, Renderer
+from pipeline.job import Job, Stage
+from pipeline.machine import set_up
+from pipeline.stages import STAGES, visualize
+from pipeline.stages.visualize import pictures_planned
+from store.errors import UsageError
+
+# Bytes a number of the dense record takes, measured on EfficientNet-Lite0 and 500 photographs (benchmarks/RESULTS.md).
+STORE_BYTES = 1.9
+PARTIAL_BYTES = 4.9
+SAMPLE = 3  # batches of the measurement
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds a picture and a step of one visualization, measured here and now."""
+
+    image: float
+    render_step: float
+
+
+def make_plan(job: Job) -> str:
+    """The plan as text. Measures a few batches and steps; computes nothing that is kept."""
+    set_up(job.threads)
+    entries = limited(job.source.entries, job.config.dataset.limit, job.config.dataset.limit_per_class)
+    images, units = len(entries), int(job.units.offsets[-1])
+    rates = _measure(job, [e.path for e in entries])
+    lines = [
+        f"run       {job.run}, fingerprint {job.fingerprint[:12]}, on {job.device} with {job.threads} threads, "
+        f"{job.config.compute.workers} worker(s)",
+        f"model     {len(job.layers)} layers, {units:,} units; "
+        + (
+            "predictions recorded"
+            if _reaches_output(job)
+            else "no predictions: the chosen layers do not reach the output"
+        ),
+        f"dataset   {job.dataset}: {images:,} pictures",
+        "",
+        f"{'stage':10} {'shards':>8} {'done':>6} {'hours':>9}",
+    ]
+    for stage in STAGES:
+        lines.append(_line(job, stage, images, rates))
+    activations = images * units
+    lines += [
+        "",
+        f"store     {_bytes(activations * STORE_BYTES)}; while the scan is not folded, partials of "
+        f"{_bytes(activations * PARTIAL_BYTES)}",
+        f"measured  {1 / rates.image:.0f} pictures/s, {1 / rates.render_step:.0f} visualization steps/s",
+    ]
+    return "\n".join(lines)
+
+
+def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
+    per_worker = max(job.config.compute.workers, 1)
+    sample = job.config.calibrate.images
+    hours = (
+        {
+            "calibrate": rates.image * (sample if images > sample else 0),
+            "scan": rates.image * images,
+            "examples": rates.image * min(images, int(job.units.offsets[-1]) * job.config.examples.count),
+            "visualize": rates.render_step * job.config.visualize.steps * pictures_planned(job),
+        }.get(stage.name, 0)
+        / 3600
+        / per_worker
+    )
+    try:
+        total = sum(len(phase) for phase in stage.phases(job))
+        done = total - len(missing_shards(job, stage))
+        return f"{stage.name:10} {total:8} {done:6} {hours:9.3f}"
+    except (UsageError, FileNotFoundError):  # its shards follow from a stage that has not run
+        return f"{stage.name:10} {'later':>8} {0:6} {hours:9.3f}"
+
+
+def _measure(job: Job, paths: list[str]) -> Rates:
+    size = job.config.scan.batch_size
+    pixels = []
+    started = time.perf_counter()
+    for path in paths[: SAMPLE * size]:
+        try:
+            pixels.append(job.model.preprocess.pixels(open_image(job.source.read(path))))
+        except (BadImageError, OSError):
+            continue
+    decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.threads
+    shape = (size, job.model.preprocess.channels, job.model.preprocess.height, job.model.preprocess.width)
+    batch = np.zeros(shape, np.uint8)
+    for row, picture in enumerate(pixels[:size]):
+        batch[row] = picture
+    job.measurer.pixels(batch)
+    started = time.perf_counter()
+    for _ in range(SAMPLE):
+        job.measurer.pixels(batch)
+    forward = (time.perf_counter() - started) / SAMPLE / size
+    return Rates(max(forward, decoding), _render_seconds(job))
+
+
+def _render_seconds(job: Job) -> float:
+    """Seconds a step and picture, the mean of the first, middle and last visualized layer."""
+    chosen = visualize.settings(job)
+    layers = job.visualized
+    seconds = []
+    for layer in {layers[0].name: layers[0], layers[len(layers) // 2].name: layers[len(layers) // 2]}.values():
+        times: list[float] = []
+        quick = Renderer(job.model, layer, visualize.settings(job, steps=4))
+        quick.render([Picture(0)], on_step=lambda *_, times=times: times.append(time.perf_counter()))
+        seconds.append((times[-1] - times[0]) / (len(times) - 1) / chosen.batch)
+    return sum(seconds) / len(seconds)
+
+
+def _reaches_output(job: Job) -> bool:
+    return job.model.graph.logits in {layer.node for layer in job.layers}
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,1 @@
+"""Reducers: one activation in, every per-image statistic of its units out."""

@@ -1,0 +1,96 @@
+"""What one batch of pictures gives for every unit, and the two reducers that fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Per image and unit, [images, units]; units in the order of (layer, channel).
+
+    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme; sum, square: float64 sums
+    of values and their squares over positions; active: int32 positions above zero.
+    """
+
+    max: NDArray[np.float32]
+    argmax: NDArray[np.int32]
+    mean: NDArray[np.float32]
+    min: NDArray[np.float32]
+    argmin: NDArray[np.int32]
+    sum: NDArray[np.float64]
+    square: NDArray[np.float64]
+    active: NDArray[np.int32]
+    logits: NDArray[np.float32] | None = None
+
+
+def empty(images: int, units: int) -> Measured:
+    f32, i32, f64 = ((np.zeros((images, units), t)) for t in (np.float32, np.int32, np.float64))
+    return Measured(f32, i32, f32.copy(), f32.copy(), i32.copy(), f64, f64.copy(), i32.copy())
+
+
+Reducer = Callable[[Tensor, slice, Measured], None]  # activation [n, C, H, W], its units, where to write
+
+
+def reduce_numba(x: Tensor, units: slice, out: Measured) -> None:
+    """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
+    from .kernels import reduce_rows
+
+    images, channels, height, width = x.shape
+    rows = x.float().permute(0, 2, 3, 1)
+    if rows.stride(3) != 1 or (height > 1 and width > 1 and rows.stride(1) != width * rows.stride(2)):
+        rows = rows.contiguous()
+    position_stride = rows.stride(2) if width > 1 else rows.stride(1) if height > 1 else channels
+    span = (images - 1) * rows.stride(0) + (height * width - 1) * position_stride + channels
+    flat = torch.as_strided(rows, (span,), (1,)).numpy()
+    reduce_rows(
+        flat, rows.stride(0), position_stride, images, height * width, channels,
+        out.max[:images, units], out.argmax[:images, units], out.min[:images, units], out.argmin[:images, units],
+        out.sum[:images, units], out.square[:images, units], out.active[:images, units],
+    )  # fmt: skip
+
+
+def reduce_torch(x: Tensor, units: slice, out: Measured) -> None:
+    """The same with torch's own reductions, on any device."""
+    images = x.shape[0]
+    flat = x.float().flatten(2)
+    high, high_at = first_extreme(flat, largest=True)
+    out.max[:images, units], out.argmax[:images, units] = high.cpu().numpy(), high_at.cpu().numpy()
+    low, low_at = first_extreme(flat, largest=False)
+    out.min[:images, units], out.argmin[:images, units] = low.cpu().numpy(), low_at.cpu().numpy()
+    double = flat.double()
+    out.sum[:images, units] = double.sum(2).cpu().numpy()
+    out.square[:images, units] = double.square().sum(2).cpu().numpy()
+    out.active[:images, units] = (flat > 0).sum(2).cpu().numpy()
+
+
+def first_extreme(flat: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+    """Extreme over the last axis and the first place that has it (`torch.max` promises no order among ties)."""
+    value = flat.amax(2) if largest else flat.amin(2)
+    places = torch.arange(flat.shape[2], device=flat.device, dtype=torch.int32)
+    beyond = torch.full_like(places, flat.shape[2])
+    return value, torch.where(flat == value[..., None], places, beyond).amin(2)
+
+
+def choose(device: str) -> Reducer:
+    """The fastest reducer for a device: numba on a CPU, torch elsewhere."""
+    return reduce_numba if device == "cpu" else reduce_torch
+
+
+def check_finite(out: Measured, images: int, names: Callable[[int], str]) -> None:
+    """A NaN or an infinity anywhere reaches the sums. Raises UsageError that names the first unit."""
+    bad = ~np.isfinite(out.square[:images])
+    if bad.any():
+        image, unit = (int(i) for i in np.argwhere(bad)[0])
+        raise UsageError(
+            f"unit {names(unit)} is not finite on picture {image} of its batch ({int(bad.any(0).sum())} units in all): "
+            'check the weights and preprocessing, or use precision = "float32"'
+        )

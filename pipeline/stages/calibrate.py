@@ -1,0 +1,61 @@
+"""Stage `calibrate`: a look at a sample before hours are spent. Where the scan is no larger, the scan is the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.data.loading import batches
+from pipeline.job import Job, Shard, Stage
+from store.errors import UsageError
+from store.publish import Record
+
+MOST_DEAD = 0.98  # units silent on the whole sample: wrong weights or preprocessing
+
+
+def _phases(job: Job) -> list[list[Shard]]:
+    sample = job.config.calibrate.images
+    return [[Shard("calibrate", 0, sample, sample if len(job.readable) > sample else 1)]]
+
+
+def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
+    with job.publication("calibrate", shard.name) as out:
+        if len(job.readable) <= shard.last:
+            advance(1)
+            return out.commit({"sample": 0})
+        return out.commit(_look(job, shard.last, advance))
+
+
+def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, object]:
+    rng = np.random.default_rng(job.config.calibrate.seed)
+    ids = np.sort(rng.choice(job.readable, sample, replace=False))
+    highest = np.full(int(job.units.offsets[-1]), -np.inf, np.float32)
+    lowest = np.full_like(highest, np.inf)
+    fired, seen = np.zeros(len(highest), np.int64), 0
+    size = job.config.scan.batch_size
+    for batch in batches(ids.tolist(), job.read_image, job.model.preprocess.pixels, size, job.threads):
+        advance(len(batch.ids) + len(batch.bad))
+        if not len(batch.ids):
+            continue
+        found, rows = job.measurer.pixels(batch.pixels), slice(0, len(batch.ids))
+        highest, lowest = np.maximum(highest, found.max[rows].max(0)), np.minimum(lowest, found.min[rows].min(0))
+        fired, seen = fired + (found.max[rows] > 0).sum(0), seen + len(batch.ids)
+    refuse_wrong_signs(job, lowest)
+    silent = float((highest == lowest).mean())
+    if silent > MOST_DEAD:
+        raise UsageError(
+            f"{silent:.0%} of the units of {job.model.name} are constant on {seen} pictures: "
+            "check [model] weights and the preprocessing before scanning all"
+        )
+    return {"sample": seen, "share_firing": round(float(fired.sum() / max(seen, 1) / len(highest)), 6)}
+
+
+def refuse_wrong_signs(job: Job, lowest: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    """The graph says which layers cannot be negative; a value that is disproves it."""
+    for place, layer in enumerate(job.layers):
+        if not layer.signed and lowest[job.units.slice(place)].min() < 0:
+            raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
+
+
+STAGE = Stage("calibrate", "img", _phases, _run)

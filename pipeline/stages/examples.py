@@ -1,0 +1,181 @@
+"""Stage `examples`: each distinct example picture once, as the network saw it, and the maps of its units."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline import graph
+from pipeline.data.loading import batches
+from pipeline.graph import Layer
+from pipeline.job import Job, Shard, Stage
+from pipeline.measuring import folded_network
+from store import hdf5, layout, parquet
+from store.hdf5 import Array
+from store.publish import Record
+
+MAP = 14  # activation maps are kept at no more than this a side
+QUALITY = 90  # of the stored JPEG
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which maps to keep: rows sorted by (image_id, place); place is the layer's, rank from 0."""
+
+    image_id: NDArray[np.int64]
+    place: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    pictures: NDArray[np.int64]  # distinct image ids, rising; of lowest examples too
+
+    layers: int
+
+    def of(self, image_id: int, place: int) -> slice:
+        """The rows of one image in one layer."""
+        key = image_id * self.layers + place
+        first, last = np.searchsorted(self._keys, [key, key + 1])
+        return slice(int(first), int(last))
+
+    @functools.cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        return self.image_id * self.layers + self.place
+
+
+def _wanted(job: Job) -> Wanted:
+    table = parquet.read(job.root / layout.table(job.run, "top_examples"))
+    rank, ids = table["rank"].to_numpy().astype(np.int64), table["image_id"].to_numpy()
+    names = table["layer"].combine_chunks()
+    index = {layer.name: i for i, layer in enumerate(job.layers)}
+    places = np.array([index[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()]
+    high = np.array([d == "highest" for d in table["direction"].combine_chunks().dictionary.to_pylist()])
+    is_high = high[table["direction"].combine_chunks().indices.to_numpy()]
+    near = rank <= job.config.examples.count
+    maps = np.flatnonzero(near & is_high)
+    maps = maps[np.lexsort((places[maps], ids[maps]))]
+    channel = table["channel"].to_numpy().astype(np.int64)
+    return Wanted(ids[maps], places[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.layers))
+
+
+def _phases(job: Job) -> list[list[Shard]]:
+    size, total = job.config.scan.shard_size, len(_wanted(job).pictures)
+    cuts = [(a, min(a + size, total)) for a in range(0, total, size)]
+    return [[Shard(f"{i:05d}", a, b, b - a) for i, (a, b) in enumerate(cuts)], [Shard("finish")]]
+
+
+def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
+    if shard.name != "finish":
+        return _pictures(job, shard, advance)
+    record = _finish(job, shard)
+    advance(1)
+    return record
+
+
+class _Maps:
+    """Collects the wanted activation maps of a batch, at most 14 x 14, 255 = the map's own maximum."""
+
+    def __init__(self, job: Job, wanted: Wanted) -> None:
+        self.job, self.wanted = job, wanted
+        self.places = {layer.name: i for i, layer in enumerate(job.layers)}
+        self.batch: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.found: list[list[NDArray[np.uint8]]] = [[] for _ in job.layers]
+        self.owners: list[list[NDArray[np.int64]]] = [[] for _ in job.layers]  # channel, rank
+
+    def tap(self, layer: Layer, x: Tensor) -> None:
+        place = self.places[layer.name]
+        for row, image_id in enumerate(self.batch.tolist()):
+            rows = self.wanted.of(image_id, place)
+            if rows.start == rows.stop:
+                continue
+            channels = self.wanted.channel[rows]
+            self.found[place].append(quantized_maps(x[row, torch.from_numpy(channels).to(x.device)].float()))
+            self.owners[place].append(np.stack([channels, self.wanted.rank[rows]], 1))
+
+
+def quantized_maps(maps: Tensor) -> NDArray[np.uint8]:
+    """float [n, H, W] -> uint8 [n, <=14, <=14]: peaks kept, 0 at the map's minimum (or zero), 255 at its maximum."""
+    small = F.adaptive_max_pool2d(maps[:, None], (min(maps.shape[1], MAP), min(maps.shape[2], MAP)))[:, 0]
+    low, high = small.amin((1, 2), keepdim=True).clamp(max=0), small.amax((1, 2), keepdim=True)
+    scaled = (small - low) / (high - low).clamp(min=1e-12) * 255
+    return scaled.round().to(torch.uint8).cpu().numpy()
+
+
+def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
+    wanted = _wanted(job)
+    ids = wanted.pictures[shard.first : shard.last]
+    maps = _Maps(job, wanted)
+    network = graph.with_taps(folded_network(job.model, job.layers).to(job.device), job.layers, maps.tap)
+    jpegs: list[bytes] = []
+    size = job.config.scan.batch_size
+    for batch in batches(ids.tolist(), job.read_image, job.model.preprocess.pixels, size, job.threads):
+        if batch.bad:
+            raise OSError(f"{job.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
+        maps.batch = batch.ids
+        x = torch.from_numpy(batch.pixels).to(job.device).float() / 255
+        with torch.inference_mode():
+            network(job.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
+        jpegs += [_jpeg(p, job.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
+        advance(len(batch.ids))
+    arrays = _flat(ids, jpegs)
+    for place, (found, owners) in enumerate(zip(maps.found, maps.owners, strict=True)):
+        if found:
+            arrays[f"{place}/maps"] = Array(np.concatenate(found), None, "lzf")
+            arrays[f"{place}/owners"] = Array(np.concatenate(owners), None, "lzf")
+    with job.publication("examples", shard.name) as out:
+        hdf5.write(out.path(layout.partial(job.run, "examples", f"{shard.name}.h5")), arrays)
+        return out.commit()
+
+
+def _jpeg(pixels: NDArray[np.uint8], size: int) -> bytes:
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if size:
+        scale = size / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _flat(ids: NDArray[np.int64], jpegs: list[bytes]) -> dict[str, Array]:
+    offsets = np.cumsum([0, *(len(j) for j in jpegs)]).astype(np.int64)
+    flat = np.frombuffer(b"".join(jpegs), np.uint8)
+    return {"image_ids": Array(ids), "offsets": Array(offsets), "jpeg": Array(flat, (1 << 20,))}
+
+
+def _finish(job: Job, shard: Shard) -> Record:
+    files = [
+        job.root / layout.partial(job.run, "examples", f"{name}.h5")
+        for name in sorted(job.done("examples"))
+        if name != "finish"
+    ]
+    ids = np.concatenate([np.zeros(0, np.int64), *(hdf5.read(f, "image_ids") for f in files)])
+    jpegs = [j for f in files for j in _split(hdf5.read(f, "offsets"), hdf5.read(f, "jpeg"))]
+    arrays = _flat(ids, jpegs)
+    for place, layer in enumerate(job.layers):
+        shape = (layer.channels, job.config.examples.count, min(layer.height, MAP), min(layer.width, MAP))
+        full = np.zeros(shape, np.uint8)
+        for file in files:
+            with hdf5.reading(file) as partial:
+                if f"{place}" in partial:
+                    owners = hdf5.dataset(partial, f"{place}/owners")[()]
+                    full[owners[:, 0], owners[:, 1]] = hdf5.dataset(partial, f"{place}/maps")[()]
+        arrays[f"maps/{layer.name}"] = Array(full, (1, *shape[1:]), "gzip")
+    with job.publication("examples", shard.name) as out:
+        hdf5.write(out.path(layout.example_images(job.run)), arrays)
+        return out.commit({"pictures": len(ids)})
+
+
+def _split(offsets: NDArray[np.int64], flat: NDArray[np.uint8]) -> list[bytes]:
+    return [flat[a:b].tobytes() for a, b in itertools.pairwise(offsets.tolist())]
+
+
+STAGE = Stage("examples", "img", _phases, _run)

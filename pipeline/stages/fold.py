@@ -1,0 +1,170 @@
+"""Stage `fold`: partials into tables and arrays: a shard a layer, a shard a block of images, then the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import config as configs
+from pipeline.job import Job, Shard, Stage
+from pipeline.receptive import boxes
+from pipeline.stages.describe import description_tables
+from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
+from pipeline.stages.partials import ScanPartials
+from store import hdf5, layout, parquet, schema
+from store.errors import UsageError
+from store.hdf5 import Array
+from store.publish import Publication, Record
+from store.schema import Table
+
+_PARTIAL_TABLES = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS)
+
+
+def _phases(job: Job) -> list[list[Shard]]:
+    layers = [Shard(f"layer-{i:04d}", i, i + 1, x.channels, x.name) for i, x in enumerate(job.layers)]
+    total = len(job.images)
+    blocks = [
+        Shard(f"block-{i:05d}", a, min(a + layout.BLOCK, total)) for i, a in enumerate(range(0, total, layout.BLOCK))
+    ]
+    return [layers, blocks, [Shard("finish")]]
+
+
+def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
+    partials = ScanPartials(job)
+    if not len(partials.ids):
+        raise UsageError(f"{job.run}: no picture could be decoded, there is nothing to fold")
+    if shard.name == "finish":
+        record = _finish(job, partials, shard)
+    elif shard.layer:
+        return _fold_layer(job, partials, shard, advance)
+    else:
+        record = _fold_block(job, shard)
+    advance(1)
+    return record
+
+
+def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
+    layer, run = job.layers[shard.first], job.run
+    result = fold_layer(job, partials, shard.first, advance)
+    minimum = np.concatenate([u["minimum"] for u in result.units])
+    if not layer.signed and minimum.min() < 0:
+        raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
+    names: Columns = {"model": job.model.name, "dataset": job.dataset, "layer": layer.name}
+    tables = {
+        schema.UNITS: result.units,
+        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.model.preprocess) for e in result.examples],
+        schema.CLASS_STATS: result.class_stats,
+        schema.NEIGHBORS: [result.neighbors | {"other_layer": layer.name}],
+    }
+    with job.publication("fold", shard.name) as out:
+        for table, pieces in tables.items():
+            path = out.path(layout.partial(run, "fold", f"{shard.name}-{table.name}.parquet"))
+            parquet.write(path, table, _join(table, names, pieces))
+        path = out.path(layout.tail_by_unit(run, layer.name))
+        parquet.write(path, schema.TAIL, _join(schema.TAIL, names, result.tail))
+        _write_arrays(job, out, shard, result)
+        return out.commit()
+
+
+def _join(table: Table, names: Columns, pieces: Sequence[Columns]) -> pa.Table:
+    return pa.concat_tables([parquet.to_arrow(table, names | piece) for piece in pieces]).unify_dictionaries()
+
+
+def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult) -> None:
+    images = len(job.images)
+    dense = {}
+    for name, blocks in result.codes.items():
+        coded = np.concatenate(blocks, axis=1)
+        full = np.zeros((coded.shape[1], images), np.uint8)  # rejected pictures keep code 0
+        full[:, ScanPartials(job).ids] = coded.T
+        dense[name] = Array(full, (1, layout.BLOCK), "gzip")
+    hdf5.write(out.path(layout.codes_by_unit(job.run, shard.layer)), dense)
+    arrays = {name: Array(np.concatenate(pieces)) for name, pieces in result.edges.items()}
+    offsets = np.cumsum([0, *(int(n) for s in result.sketches for n in np.diff(s.offsets))])
+    arrays["sketch/offsets"] = Array(offsets.astype(np.int64))
+    arrays["sketch/bins"] = Array(np.concatenate([s.bins for s in result.sketches]))
+    arrays["sketch/counts"] = Array(np.concatenate([s.counts for s in result.sketches]))
+    hdf5.write(out.path(layout.partial(job.run, "fold", f"{shard.name}.h5")), arrays)
+
+
+def _fold_block(job: Job, shard: Shard) -> Record:
+    """The image-major copies of the dense record and of the tail, for one range of image ids."""
+    block, count = shard.first // layout.BLOCK, shard.last - shard.first
+    units = int(job.units.offsets[-1])
+    with job.publication("fold", shard.name) as out:
+        arrays = {}
+        for name in ("max", "mean"):
+            data = np.zeros((count, units), np.uint8)
+            for place, layer in enumerate(job.layers):
+                with hdf5.reading(job.root / layout.codes_by_unit(job.run, layer.name)) as file:
+                    data[:, job.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
+            arrays[name] = Array(data, (16, units), "gzip")
+        hdf5.write(out.path(layout.codes_by_image(job.run, block)), arrays)
+        tails = []
+        for layer in job.layers:
+            tail = parquet.read(job.root / layout.tail_by_unit(job.run, layer.name))
+            ids = tail["image_id"]
+            inside = pc.and_(pc.greater_equal(ids, shard.first), pc.less(ids, shard.last))
+            tails.append(tail.filter(inside))
+        table = pa.concat_tables(tails).unify_dictionaries()
+        order = np.argsort(table["image_id"].to_numpy(), kind="stable")
+        parquet.write(out.path(layout.tail_by_image(job.run, block)), schema.TAIL, table.take(order))
+        return out.commit()
+
+
+def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
+    run, names = job.run, {"model": job.model.name, "dataset": job.dataset}
+    with job.publication("fold", shard.name) as out:
+        for table in _PARTIAL_TABLES:
+            parts = [
+                parquet.read(job.root / layout.partial(run, "fold", f"layer-{i:04d}-{table.name}.parquet"))
+                for i in range(len(job.layers))
+            ]
+            path = out.path(layout.table(run, table.name))
+            parquet.write(path, table, pa.concat_tables(parts).unify_dictionaries())
+        for table, columns in description_tables(job).items():
+            parquet.write_columns(out.path(layout.table(run, table.name)), table, columns)
+        parquet.write_columns(out.path(layout.table(run, "rejected_images")), schema.REJECTED, names | {
+            "image_id": [i for i, _ in partials.rejected], "reason": [r for _, r in partials.rejected],
+        })  # fmt: skip
+        _write_predictions(job, partials, out, names)
+        _write_edges_and_sketches(job, out)
+        out.path(layout.config(run)).write_text(configs.to_toml(job.keys))
+        return out.commit({"images": len(partials.ids), "rejected": len(partials.rejected)})
+
+
+def _write_predictions(job: Job, partials: ScanPartials, out: Publication, names: dict[str, Any]) -> None:
+    found = partials.predictions()
+    if found is None:
+        return
+    classes, probabilities = found
+    each, labels = classes.shape[1], job.model.labels
+    parquet.write_columns(out.path(layout.table(job.run, "predictions")), schema.PREDICTIONS, names | {
+        "image_id": np.repeat(partials.ids, each),
+        "rank": np.tile(np.arange(1, each + 1), len(classes)),
+        "class_index": classes.ravel(),
+        "label": [labels[c] if labels and c < len(labels) else None for c in classes.ravel().tolist()],
+        "probability": probabilities.ravel(),
+    })  # fmt: skip
+
+
+def _write_edges_and_sketches(job: Job, out: Publication) -> None:
+    edges: dict[str, Array] = {}
+    sketches: dict[str, Array] = {}
+    for i, layer in enumerate(job.layers):
+        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{i:04d}.h5")) as file:
+            for of in ("max", "mean"):
+                for key in ("edges", "counts", "means"):
+                    data = hdf5.dataset(file, f"{of}/{key}")[()]
+                    edges[f"{layer.name}/{of}/{key}"] = Array(data, (64, 256), "gzip")
+            for key in ("offsets", "bins", "counts"):
+                sketches[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, f"sketch/{key}")[()], None, "gzip")
+    hdf5.write(out.path(layout.array(job.run, "codes")), edges)
+    hdf5.write(out.path(layout.array(job.run, "sketches")), sketches)
+
+
+STAGE = Stage("fold", "unit", _phases, _run)

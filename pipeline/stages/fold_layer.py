@@ -1,0 +1,214 @@
+"""What the fold computes for one layer: unit statistics, top examples, tail, codes, sketches, class statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.graph import Layer
+from pipeline.job import Job
+from pipeline.measuring import positions
+from pipeline.stages.partials import ScanPartials
+from pipeline.statistics import correlation, moments, ranking
+from store import codes, sketch
+
+MEMORY = 64 << 20  # bytes of one statistic held at a time, whatever the number of images
+NEIGHBORS = 20
+
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of the accepted images: `of_image` int64 [N], the row in `indices` or -1."""
+
+    indices: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    of_image: NDArray[np.int64]
+
+
+@dataclass
+class LayerResult:
+    """Column pieces of each table, appended block by block, and the arrays of the dense record."""
+
+    units: list[Columns] = field(default_factory=list)
+    examples: list[Columns] = field(default_factory=list)
+    tail: list[Columns] = field(default_factory=list)
+    class_stats: list[Columns] = field(default_factory=list)
+    neighbors: Columns = field(default_factory=dict)
+    codes: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: {"max": [], "mean": []})
+    edges: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    sketches: list[sketch.Sketch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some channels of a layer over all N images; arrays [N, channels]."""
+
+    first: int
+    values: NDArray[np.float32]
+    places: NDArray[np.int64]
+    means: NDArray[np.float32]
+    lows: NDArray[np.float32] | None
+    low_places: NDArray[np.int64] | None
+    ordered: NDArray[np.float32]
+
+
+def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[int], None]) -> LayerResult:
+    layer, result = job.layers[place], LayerResult()
+    classes = classes_of(job, partials.ids)
+    width = max(1, min(layer.channels, MEMORY // (4 * max(len(partials.ids), 1))))
+    for first in range(0, layer.channels, width):
+        channels = slice(first, min(first + width, layer.channels))
+        block = _read(partials, layer, channels)
+        result.units.append(_units(job, partials, place, block, classes))
+        _images_of_units(job, partials.ids, layer, block, result)
+        result.class_stats.append(_class_stats(block, classes))
+        _dense(layer, block, result)
+        advance(channels.stop - channels.start)
+    result.neighbors = _neighbors(partials, layer, result.units)
+    return result
+
+
+def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
+    column = job.images["class_index"].to_pylist()
+    found = np.array([-1 if column[i] is None else int(column[i]) for i in ids], np.int64)
+    indices, sizes = np.unique(found[found >= 0], return_counts=True)
+    rows = np.where(found >= 0, np.searchsorted(indices, found), -1)
+    return Classes(indices, sizes.astype(np.int64), rows)
+
+
+def _read(partials: ScanPartials, layer: Layer, channels: slice) -> _Block:
+    def read(name: str) -> NDArray[Any]:
+        return partials.column(layer.name, name, channels)
+
+    values = read("max")
+    lows, low_places = (read("min"), read("argmin").astype(np.int64)) if layer.signed else (None, None)
+    return _Block(
+        channels.start, values, read("argmax").astype(np.int64), read("mean"), lows, low_places, np.sort(values, axis=0)
+    )
+
+
+def _units(job: Job, partials: ScanPartials, place: int, block: _Block, classes: Classes) -> Columns:
+    layer, channels = job.layers[place], block.values.shape[1]
+    start = job.units.slice(place).start + block.first
+    total, square, active, minimum = partials.moments(slice(start, start + channels))
+    seen = len(block.values) * positions(layer, job.config.scan.border)
+    mean, variance = moments.mean_and_variance(total, square, seen)
+    exact = block.values.astype(np.float64)
+    constant = block.ordered[0] == block.ordered[-1]
+    means = ranking.class_means(block.values, classes.of_image, len(classes.indices))
+    index, best = ranking.selectivity(means, classes.sizes)
+    return {
+        "channel": np.arange(block.first, block.first + channels),
+        "mean": mean,
+        "variance": variance,
+        "minimum": minimum,
+        "maximum": block.ordered[-1],
+        "fraction_active": active / seen,
+        "max_mean": exact.mean(0),
+        "max_sd": np.where(constant, 0, exact.std(0)),
+        **ranking.quantiles(block.ordered),
+        "saturated": (block.values >= layer.upper_bound).mean(0) if layer.upper_bound else np.full(channels, np.nan),
+        "selectivity": np.full(channels, np.nan) if layer.signed else index,
+        "top_class": [int(classes.indices[b]) if b >= 0 else None for b in best],
+        "dead": constant if layer.signed else block.ordered[-1] <= 0,
+    }
+
+
+def _images_of_units(job: Job, ids: NDArray[np.int64], layer: Layer, block: _Block, result: LayerResult) -> None:
+    scan = job.config.scan
+    deepest = max(scan.topk, ranking.tail_length(len(ids)))
+    high: list[NDArray[np.int64]] = []
+    low: list[NDArray[np.int64]] = []
+    tails: list[NDArray[np.int64]] = []
+    tail_p: list[NDArray[np.float64]] = []
+    for c in range(block.values.shape[1]):
+        rows = ranking.highest(block.values[:, c], block.means[:, c], ids, deepest, above_zero=not layer.signed)
+        p = ranking.tail_probabilities(block.values[rows, c], block.ordered[:, c])
+        kept = (np.arange(len(rows)) < ranking.SURE_TAIL) | (p <= ranking.TAIL_SHARE)
+        high.append(rows[: scan.topk])
+        tails.append(rows[kept])
+        tail_p.append(p[kept])
+        if block.lows is not None:
+            low.append(ranking.lowest(block.lows[:, c], ids, scan.lowest))
+    tail = _gather(ids, layer, block, tails, block.values, block.places)
+    result.tail.append({k: tail[k] for k in ("channel", "image_id", "value", "y", "x")} | {"tail_p": _flat(tail_p)})
+    result.examples.append(_gather(ids, layer, block, high, block.values, block.places) | {"direction": "highest"})
+    if block.lows is not None and block.low_places is not None:
+        result.examples.append(_gather(ids, layer, block, low, block.lows, block.low_places) | {"direction": "lowest"})
+
+
+def _flat(pieces: list[Any]) -> NDArray[Any]:
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+
+def _gather(
+    ids: NDArray[np.int64],
+    layer: Layer,
+    block: _Block,
+    rows: list[NDArray[np.int64]],
+    values: NDArray[np.float32],
+    places: NDArray[np.int64],
+) -> Columns:
+    """Columns of the chosen rows of each channel, ranks from 1."""
+    lengths = [len(r) for r in rows]
+    column = np.repeat(np.arange(len(rows)), lengths)
+    row = _flat(rows)
+    place = places[row, column]
+    return {
+        "channel": column + block.first,
+        "rank": _flat([np.arange(1, n + 1) for n in lengths]),
+        "image_id": ids[row],
+        "value": values[row, column],
+        "mean": block.means[row, column],
+        "y": place // layer.width,
+        "x": place % layer.width,
+    }
+
+
+def _class_stats(block: _Block, classes: Classes) -> Columns:
+    labelled = classes.of_image >= 0
+    values, of_image = block.values[labelled], classes.of_image[labelled]
+    means = ranking.class_means(values, of_image, len(classes.indices))
+    areas = np.full(means.shape, np.nan)
+    if (classes.sizes >= ranking.FEWEST_OF_CLASS).any():
+        for c in range(values.shape[1]):
+            areas[:, c] = ranking.auc(values[:, c], of_image, classes.sizes)
+    count = values.shape[1]
+    return {
+        "channel": np.repeat(np.arange(block.first, block.first + count), len(classes.indices)),
+        "class_index": np.tile(classes.indices, count),
+        "mean_max": means.T.ravel().astype(np.float32),
+        "auc": areas.T.ravel().astype(np.float32),
+    }
+
+
+def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
+    for name, values in (("max", block.values), ("mean", block.means)):
+        ordered = block.ordered if name == "max" else np.sort(values, axis=0)
+        edge = codes.edges_of_sorted(ordered, layer.signed)
+        coded = codes.encode(values, edge)
+        counts, means = codes.counts_and_means(values, coded)
+        result.codes[name].append(coded)
+        for key, array in (("edges", edge), ("counts", counts), ("means", means)):
+            result.edges.setdefault(f"{name}/{key}", []).append(array)
+    result.sketches.append(sketch.build(block.values, layer.signed))
+
+
+def _neighbors(partials: ScanPartials, layer: Layer, units: list[Columns]) -> Columns:
+    mean, sd = (np.concatenate([u[name] for u in units]) for name in ("max_mean", "max_sd"))
+    dead = np.concatenate([u["dead"] for u in units])
+    matrix = correlation.correlations(partials.rows(layer.name, "max"), mean, sd)
+    channel, other = correlation.nearest(matrix, (sd > 0) & ~dead, NEIGHBORS)
+    each = len(channel) // max(len(np.unique(channel)), 1)
+    return {
+        "channel": channel,
+        "rank": np.tile(np.arange(1, each + 1), len(channel) // each) if each else channel,
+        "other_channel": other,
+        "correlation": matrix[channel, other].astype(np.float32),
+    }

@@ -1,0 +1,91 @@
+"""Reading the scan's partials back: one layer over all images, in blocks of channels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.job import Job
+from pipeline.statistics import moments
+from pipeline.statistics.moments import Pair
+from store import hdf5, layout
+
+
+class ScanPartials:
+    """The scan of a run. Rows are accepted images in rising image_id, whatever order they were stored in."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.files = [
+            job.root / layout.partial(job.run, "scan", f"{name}.h5")
+            for name, record in sorted(job.done("scan").items())
+        ]
+
+    @functools.cached_property
+    def _ids(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *(hdf5.read(f, "ids") for f in self.files)])
+
+    @functools.cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self._ids, kind="stable")
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """image_id of the accepted pictures, rising: int64 [N]."""
+        return self._ids[self._order]
+
+    @functools.cached_property
+    def rejected(self) -> list[tuple[int, str]]:
+        found = [r for record in self._job.done("scan").values() for r in record.facts["rejected"]]
+        return sorted((int(i), str(reason)) for i, reason in found)
+
+    def column(self, layer: str, name: str, channels: slice) -> NDArray[np.generic]:
+        """One statistic of some channels of a layer over all images: [N, channels]."""
+        pieces = [piece for f in self.files if (piece := _slice(f, f"{layer}/{name}", channels)) is not None]
+        return np.concatenate(pieces)[self._order]
+
+    def rows(self, layer: str, name: str) -> Iterator[NDArray[np.float32]]:
+        """One statistic of a whole layer, shard after shard: [n, C] each."""
+        for file in self.files:
+            piece = _slice(file, f"{layer}/{name}", slice(None))
+            if piece is not None:
+                yield piece.astype(np.float32, copy=False)
+
+    def moments(self, units: slice) -> tuple[Pair, Pair, NDArray[np.int64], NDArray[np.float32]]:
+        """Sum, sum of squares, positions above zero and minimum of some units over all positions of all images."""
+        count = units.stop - units.start
+        total, square = moments.zero(count), moments.zero(count)
+        active, minimum = np.zeros(count, np.int64), np.full(count, np.inf, np.float32)
+        for file in self.files:
+            with hdf5.reading(file) as partial:
+                one, two = (hdf5.dataset(partial, name)[:, units] for name in ("total", "square"))
+                total, square = moments.add(total, Pair(*one)), moments.add(square, Pair(*two))
+                active = active + hdf5.dataset(partial, "active")[units]
+                minimum = np.minimum(minimum, hdf5.dataset(partial, "minimum")[units])
+        return total, square, active, minimum
+
+    def predictions(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        """Top-5 classes and probabilities [N, 5]; None where the run does not reach the output."""
+        found = []
+        for file in self.files:
+            with hdf5.reading(file) as partial:
+                if not len(hdf5.dataset(partial, "ids")):
+                    continue
+                if "top5_class" not in partial:
+                    return None
+                found.append(tuple(hdf5.dataset(partial, n)[()] for n in ("top5_class", "top5_probability")))
+        if not found:
+            return None
+        classes, probabilities = (np.concatenate(column)[self._order] for column in zip(*found, strict=True))
+        return classes, probabilities
+
+
+def _slice(file: Path, name: str, channels: slice) -> NDArray[np.generic] | None:
+    with hdf5.reading(file) as partial:
+        if not len(hdf5.dataset(partial, "ids")):
+            return None
+        return np.asarray(hdf5.dataset(partial, name)[:, channels])

@@ -1,0 +1,117 @@
+"""How far to trust a feature visualization: against the best natural example, the median image and the unit's layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from pipeline import graph
+from pipeline.data.decode import open_image
+from pipeline.featurevis import Picture
+from pipeline.graph import Layer
+from pipeline.job import Job
+from pipeline.measuring import resized
+from store import codes, hdf5, layout, parquet
+
+CANDIDATES = 10  # examples tried for the highest value before a clip: many sit at the clip itself
+
+
+@dataclass(frozen=True)
+class Trust:
+    """NaN where a number does not apply; rank_in_layer is -1 for negative pictures."""
+
+    value_vs_best_example: float
+    rank_in_layer: int
+    beats_median: bool
+
+
+class Judge:
+    """Judges pictures of one layer. Values before the layer's clip (6 cannot be beaten), at the model's input size."""
+
+    def __init__(self, job: Job, layer: Layer) -> None:
+        self.job, self.layer = job, layer
+        module = graph.truncated(graph.unclipped(job.model.graph.module, layer), layer)
+        self._open: fx.GraphModule = graph.fold_norms(module, keep={layer.node})
+        path = job.root / layout.array(job.run, "codes")
+        with hdf5.reading(path) as file:
+            self._edges = {k: hdf5.dataset(file, f"{layer.name}/{k}/edges")[()] for k in ("max", "mean")}
+            self._counts = {k: hdf5.dataset(file, f"{layer.name}/{k}/counts")[()] for k in ("max", "mean")}
+        units = parquet.read(job.root / layout.table(job.run, "units"))
+        mine = units.filter(np.array(units["layer"].to_pylist()) == layer.name)
+        self._max_mean, self._max_sd = (mine[c].to_numpy() for c in ("max_mean", "max_sd"))
+        self._mean_codes = hdf5.read(job.root / layout.codes_by_unit(job.run, layer.name), "mean")
+        self._examples = self._highest_examples()
+
+    def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str, batch: int) -> list[Trust]:
+        """images: uint8 [n, H, W, C] of the pictures, at most `batch` of them."""
+        filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
+        x = resized(torch.from_numpy(filled).permute(0, 3, 1, 2).to(self.job.device).float() / 255, self.job.model)
+        start = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
+        measured = self.job.measurer.pictures(x)
+        highest, means = measured.max[:, start], measured.mean[:, start]
+        open_values = self._values(x, kind)
+        judged = []
+        for row, picture in enumerate(pictures):
+            value = float((means if kind == "channel" else highest)[row, picture.channel])
+            sign = 1 if picture.direction == "positive" else -1
+            best = sign * self._best(picture, kind)
+            reached = sign * float(open_values[row, picture.channel])
+            median = self._median(picture.channel, "mean" if kind == "channel" else "max")
+            judged.append(
+                Trust(
+                    reached / best if best > 0 else float("nan"),
+                    self._rank(highest[row], picture.channel) if sign > 0 else -1,
+                    sign * value > sign * median,
+                )
+            )
+        return judged
+
+    def _values(self, x: Tensor, kind: str) -> NDArray[np.float32]:
+        """The objective's value of every channel before the clip: float32 [n, C]."""
+        with torch.inference_mode():
+            found: Tensor = self._open(self.job.model.preprocess.normalize(x))
+            if kind == "channel":
+                return found.mean((2, 3)).float().cpu().numpy()
+            return found.amax((2, 3)).float().cpu().numpy()
+
+    def _best(self, picture: Picture, kind: str) -> float:
+        """The highest value (lowest, for negative pictures) among the dataset's natural examples, before the clip."""
+        if kind == "channel":
+            ids = self.job.readable
+            row = self._mean_codes[picture.channel, ids]
+            candidates = ids[[row.argmax() if picture.direction == "positive" else row.argmin()]]
+        else:
+            candidates = self._examples.get(picture.channel, self.job.readable[:1])
+        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in candidates]
+        x = torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
+        values = self._values(x, kind)[:, picture.channel]
+        return float(values.max() if picture.direction == "positive" else values.min())
+
+    def _highest_examples(self) -> dict[int, NDArray[np.int64]]:
+        table = parquet.read(
+            self.job.root / layout.table(self.job.run, "top_examples"),
+            ["layer", "channel", "direction", "rank", "image_id"],
+        )
+        frame = table.to_pandas()
+        near = (frame["layer"] == self.layer.name) & (frame["direction"] == "highest") & (frame["rank"] <= CANDIDATES)
+        return {int(str(c)): g["image_id"].to_numpy() for c, g in frame[near].groupby("channel")}
+
+    def _median(self, channel: int, of: str) -> float:
+        """The code edge that half of the images reach: the median image's value, to a code's width."""
+        reached = codes.reaching(self._counts[of])[channel]
+        last = int(np.flatnonzero(reached >= self._counts[of][channel].sum() / 2)[-1])
+        edge = float(self._edges[of][channel, last])
+        return edge if np.isfinite(edge) else 0.0
+
+    def _rank(self, values: NDArray[np.float32], channel: int) -> int:
+        """Units of the layer that stand higher in their own distributions: by tail probability, then z."""
+        tail = codes.tail_probability(values, self._edges["max"], self._counts["max"])
+        sd = np.where(self._max_sd > 0, self._max_sd, np.inf)
+        z = (values - self._max_mean) / sd
+        better = (tail < tail[channel]) | ((tail == tail[channel]) & (z > z[channel]))
+        return 1 + int(better.sum())

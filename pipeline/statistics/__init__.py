@@ -1,0 +1,1 @@
+"""Statistics of units over images, as plain functions from arrays to arrays."""

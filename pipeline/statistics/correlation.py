@@ -1,0 +1,63 @@
+"""Which units of a layer go together: Pearson correlation over per-image maxima."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+ROWS = 1024  # images a step: fixed, so that the order of additions is
+
+
+def correlations(
+    rows: Iterable[NDArray[np.float32]], mean: NDArray[np.float64], sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Correlation matrix float64 [C, C] from values in pieces [n, C] and each unit's mean and deviation.
+
+    A unit whose deviation is 0 correlates 0 with all. One thread: the same bits however many the machine has.
+    """
+    scale = torch.from_numpy(np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0))
+    centre = torch.from_numpy(mean)
+    gram = torch.zeros((len(mean), len(mean)), dtype=torch.float64)
+    threads, count = torch.get_num_threads(), 0
+    torch.set_num_threads(1)
+    try:
+        for piece in _regrouped(rows, ROWS):
+            z = (torch.from_numpy(piece).double() - centre) * scale
+            gram.addmm_(z.T, z)
+            count += len(piece)
+    finally:
+        torch.set_num_threads(threads)
+    return np.clip(gram.numpy() / max(count, 1), -1, 1)
+
+
+def _regrouped(rows: Iterable[NDArray[np.float32]], size: int) -> Iterable[NDArray[np.float32]]:
+    """The same rows in pieces of `size`, whatever pieces they came in."""
+    kept: list[NDArray[np.float32]] = []
+    held = 0
+    for piece in rows:
+        start = 0
+        while start < len(piece):
+            kept.append(piece[start : start + size - held])
+            start, held = start + len(kept[-1]), held + len(kept[-1])
+            if held == size:
+                yield np.concatenate(kept)
+                kept, held = [], 0
+    if held:
+        yield np.concatenate(kept)
+
+
+def nearest(
+    matrix: NDArray[np.float64], alive: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (channel, other) of each living unit's k most correlated living others, ties by channel; rank order."""
+    living = np.flatnonzero(alive)
+    if len(living) < 2:
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing
+    part = matrix[np.ix_(living, living)].copy()
+    np.fill_diagonal(part, -np.inf)
+    order = np.argsort(-part, axis=1, kind="stable")[:, : min(k, len(living) - 1)]
+    return np.repeat(living, order.shape[1]), living[order].ravel()

@@ -1,0 +1,40 @@
+"""One real run that many tests look at: EfficientNet-Lite0, the demo photographs, few and short visualizations."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def shortened(text: str) -> str:
+    """configs/demo.toml with fewer and shorter visualizations."""
+    text = re.sub(r"units_per_layer = \d+", "units_per_layer = 2", text)
+    return re.sub(r"steps = \d+", "steps = 16\nbatch = 2", text)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README assumes it: configs/demo.toml (shortened) and stores/demo, made by the command."""
+    from click.testing import CliRunner
+
+    from unitscope import cli
+
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").mkdir()
+    config = folder / "configs" / "demo.toml"
+    config.write_text(shortened((ROOT / "configs" / "demo.toml").read_text()))
+    result = CliRunner().invoke(cli, ["run", str(config), "--store", str(folder / "stores" / "demo")])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_store(workplace: Path) -> Path:
+    """The finished store. Tests only read it."""
+    return workplace / "stores" / "demo"
