@@ -1,0 +1,35 @@
+"""The precomputation pipeline: models, graphs, datasets and the staged jobs that fill a store.
+
+`import pipeline` alone is cheap; torch comes with the first thing used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.graph import Layer
+    from pipeline.models import Model
+
+__all__ = ["layers", "open_model"]
+
+
+def open_model(source: str, weights: str | None = None, name: str | None = None) -> Model:
+    """Opens `torchvision:NAME`, `timm:NAME` or `python:MODULE:FACTORY`: see `pipeline.models.open_model`."""
+    from pipeline import models
+
+    return models.open_model(source, weights, name)
+
+
+def layers(model: Model, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
+    """The layers of a model: the default choice "blocks", "all", or those that globs name."""
+    return model.graph.layers(choose)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "featurevis":
+        import importlib
+
+        return importlib.import_module("pipeline.featurevis")
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

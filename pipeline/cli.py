@@ -24,9 +24,10 @@ def _job(config: str, store: str | None, workers: int | None = None) -> Job:
     from dataclasses import replace
 
     from pipeline.config import read_config
+
+    settings = read_config(Path(config))  # before torch is imported: a misspelt key is said at once
     from pipeline.job import Job
 
-    settings = read_config(Path(config))
     if workers:
         settings = replace(settings, compute=replace(settings.compute, workers=workers))
     return Job(settings, _store_of(config, store))
@@ -61,12 +62,13 @@ def run(
       unitscope run configs/demo.toml
       unitscope run configs/demo.toml --stage scan --shard 3/16      (under Slurm: one of 16 array tasks)
     """
-    from pipeline import driver
-
     if shard and len(stages) != 1:
         raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
+    job = _job(config, store, workers)
+    from pipeline import driver
+
     ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
-    driver.run(_job(config, store, workers), ordered, driver.Slice(*shard) if shard else driver.WHOLE)
+    driver.run(job, ordered, driver.Slice(*shard) if shard else driver.WHOLE)
 
 
 @click.command()
@@ -79,9 +81,10 @@ def plan(config: str, store: str | None) -> None:
     Example:
       unitscope plan configs/demo.toml
     """
+    job = _job(config, store)
     from pipeline.planning import make_plan
 
-    click.echo(make_plan(_job(config, store)))
+    click.echo(make_plan(job))
 
 
 @click.command()
@@ -135,10 +138,10 @@ def render(
     from PIL import Image
 
     from pipeline import featurevis
-    from pipeline.machine import set_up, threads_of_worker
+    from pipeline.machine import keep_memory
     from pipeline.models import open_model
 
-    set_up(threads_of_worker(0, 1))
+    keep_memory()
     direction = "negative" if negative else "positive"
     opened = open_model(model, weights)
     found = featurevis.render(opened, objective, size=size, steps=steps, seed=seed, direction=direction)

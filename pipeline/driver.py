@@ -36,7 +36,7 @@ WHOLE = Slice(0, 1)
 
 def run(job: Job, wanted: Sequence[str] = (), part: Slice = WHOLE) -> None:
     """Runs the wanted stages (all, where none is named) in order. Raises UsageError where an earlier one is missing."""
-    set_up(job.threads)
+    set_up()
     _ = job.visualized  # a pattern that matches nothing is said now, not after the scan
     publish.ensure_store(job.root)
     publish.remove_stale_temporaries(job.root)
@@ -128,7 +128,7 @@ _worker: tuple[Job, Stage] | None = None
 def _begin(config: Config, root: Path, stage: str) -> None:
     global _worker
     job = Job(config, root, progress=False)
-    set_up(job.threads)
+    set_up()
     _worker = job, next(s for s in STAGES if s.name == stage)
 
 

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.data import sources
+from pipeline.data.loading import Batch, batches
 from pipeline.graph import Layer
-from pipeline.machine import resolve_device, threads_of_worker
+from pipeline.machine import in_order, resolve_device, threads_of_worker
 from pipeline.measuring import Measurer, Units
 from pipeline.models import Model, open_model
+from pipeline.reduce.measured import Measured
 from store import layout, parquet, publish
 from store.errors import UsageError
 from store.publish import Publication, Record
@@ -131,7 +134,7 @@ class Job:
         return parquet.read(self.root / layout.dataset_table(self.dataset, "images"))
 
     @functools.cached_property
-    def readable(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def readable(self) -> NDArray[np.int64]:
         """image_id of the pictures that the index accepted, in order of position."""
         status = np.array(self.images["status"].to_pylist())
         order = np.argsort(self.images["position"].to_numpy(), kind="stable")
@@ -151,6 +154,25 @@ class Job:
         if hashlib.sha256(data).hexdigest() != self._digests[image_id]:
             raise OSError(0, "the file has changed since it was indexed")
         return data
+
+    def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:
+        """Pictures decoded ahead, in batches of the scan's size."""
+        size = self.config.scan.batch_size
+        return batches(ids.tolist(), self.read_image, self.model.preprocess.pixels, size, self.threads)
+
+    def measured(self, ids: NDArray[np.int64]) -> Iterator[tuple[Batch, Measured | None]]:
+        """Each batch with its measurements, None where none of its pictures could be decoded."""
+        measurer = self.measurer  # made here, not in the threads
+
+        def measure(batch: Batch) -> tuple[Batch, Measured | None]:
+            return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
+
+        return in_order(measure, self.batches(ids), self.streams)
+
+    @property
+    def streams(self) -> int:
+        """Batches that run beside each other: one a thread on a CPU, one on a GPU."""
+        return self.threads if self.device == "cpu" else 1
 
     def path_of(self, image_id: int) -> str:
         return self._paths[image_id]

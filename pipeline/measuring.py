@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,7 +43,7 @@ class Units:
 class Measurer:
     """Measures pictures: `pixels` takes uint8 [n, channels, H, W] and returns every unit's statistics.
 
-    The returned arrays are used again by the next call: copy what is to last.
+    May be called from several threads at once.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Measurer:
         self._tapped = graph.with_taps(self._network, self.layers, self._tap)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
-        self._out = empty(0, 0)
+        self._current = threading.local()  # what this thread's forward pass fills
 
     def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
@@ -73,16 +74,12 @@ class Measurer:
 
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
-        images = len(x)
-        if images != len(self._out.max):
-            self._out = empty(images, int(self.units.offsets[-1]))
+        out = self._current.out = empty(len(x), int(self.units.offsets[-1]))
         with torch.inference_mode():
             logits = self._tapped(self.input(x))
-        self._out.mean[:] = self._out.sum / self._positions
-        check_finite(self._out, images, self.units.name)
-        if isinstance(logits, Tensor):
-            return replace(self._out, logits=logits.float().cpu().numpy())
-        return self._out
+        out.mean[:] = out.sum / self._positions
+        check_finite(out, len(x), self.units.name)
+        return replace(out, logits=logits.float().cpu().numpy()) if isinstance(logits, Tensor) else out
 
     def input(self, x: Tensor) -> Tensor:
         """Pictures in 0..1 -> what the network takes, on its device, channels last."""
@@ -90,11 +87,11 @@ class Measurer:
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _tap(self, layer: Layer, x: Tensor) -> None:
-        units = self._slices[layer.name]
+        units, out = self._slices[layer.name], self._current.out
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)
-        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, self._out)
+        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, out)
         if cut:
-            for place in (self._out.argmax[:, units], self._out.argmin[:, units]):
+            for place in (out.argmax[:, units], out.argmin[:, units]):
                 place[:] = (place // columns + cut) * x.shape[3] + place % columns + cut
 
 

@@ -33,7 +33,7 @@ class Rates:
 
 def make_plan(job: Job) -> str:
     """The plan as text. Measures a few batches and steps; computes nothing that is kept."""
-    set_up(job.threads)
+    set_up()
     entries = limited(job.source.entries, job.config.dataset.limit, job.config.dataset.limit_per_class)
     images, units = len(entries), int(job.units.offsets[-1])
     rates = _measure(job, [e.path for e in entries])
@@ -102,7 +102,7 @@ def _measure(job: Job, paths: list[str]) -> Rates:
     for _ in range(SAMPLE):
         job.measurer.pixels(batch)
     forward = (time.perf_counter() - started) / SAMPLE / size
-    return Rates(max(forward, decoding), _render_seconds(job))
+    return Rates(max(forward / job.streams, decoding), _render_seconds(job) / job.streams)
 
 
 def _render_seconds(job: Job) -> float:

@@ -32,9 +32,10 @@ def edges_of_sorted(ordered: Floats, signed: bool) -> Floats:
     if n == 0:
         return np.full((channels, CODES), np.inf, np.float32)
     edge = np.full((CODES, channels), -np.inf, np.float32)
+    above = _above(ordered)
     upper_from = CENTRE if signed else 1
     for code in range(upper_from, CODES):
-        edge[code] = _reached_by_at_most(ordered, _upper_count(n, code, signed))
+        edge[code] = _reached_by_at_most(ordered, above, _upper_count(n, code, signed))
     if signed:
         for code in range(1, CENTRE):
             edge[code] = ordered[_lower_count(n, code) - 1]
@@ -97,10 +98,19 @@ def _lower_count(n: int, code: int) -> int:
     return min(int(top ** (1 - (CENTRE - code) / (CENTRE - 1)) + 1e-9) + 1, n)
 
 
-def _reached_by_at_most(ordered: Floats, count: int) -> Floats:
+def _above(ordered: Floats) -> NDArray[np.int32]:
+    """For each entry of rising columns the row of the next larger value; N where there is none. int32 [N, C]."""
+    n = len(ordered)
+    rows = np.arange(1, n, dtype=np.int32)[:, None]
+    found = np.full(ordered.shape, n, np.int32)
+    found[:-1] = np.where(ordered[1:] > ordered[:-1], rows, n)
+    return np.minimum.accumulate(found[::-1], axis=0)[::-1]
+
+
+def _reached_by_at_most(ordered: Floats, above: NDArray[np.int32], count: int) -> Floats:
     """The smallest value that at most `count` images reach; +inf where even the largest is shared by more.
 
-    ordered: float32 [N, C], rising down each column.
+    ordered: float32 [N, C], rising down each column; above: `_above(ordered)`.
     """
     n, channels = ordered.shape
     if count <= 0:
@@ -108,8 +118,6 @@ def _reached_by_at_most(ordered: Floats, count: int) -> Floats:
     if count >= n:
         return np.array(ordered[0])
     candidate, below = ordered[n - count], ordered[n - count - 1]
-    result: Floats = np.array(candidate)
-    for channel in np.flatnonzero(candidate == below):  # a tie across the cut: the next larger value
-        after = np.searchsorted(ordered[:, channel], candidate[channel], side="right")
-        result[channel] = ordered[after, channel] if after < n else np.inf
-    return result
+    row = np.where(candidate == below, above[n - count], n - count)  # a tie across the cut: the next larger value
+    found: Floats = np.where(row < n, ordered[np.minimum(row, n - 1), np.arange(channels)], np.inf).astype(np.float32)
+    return found

@@ -17,7 +17,7 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Array:
-    """One dataset to write. `compression`: None, "gzip" (level 1) or "lzf" (partials: fast, with a byte shuffle)."""
+    """One dataset to write. `compression`: None or "gzip" (level 1)."""
 
     data: NDArray[Any]
     chunks: tuple[int, ...] | None = None
@@ -42,8 +42,6 @@ def create(file: h5py.File, name: str, array: Array) -> None:
     options: dict[str, Any] = {}
     if array.compression == "gzip":
         options = {"compression": "gzip", "compression_opts": 1}
-    elif array.compression == "lzf":
-        options = {"compression": "lzf", "shuffle": data.dtype.itemsize > 1}
     file.create_dataset(name, data=data, chunks=chunks, fletcher32=True, track_times=False, **options)
 
 

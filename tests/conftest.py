@@ -25,6 +25,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from unitscope import cli
 
+    if os.environ.get("UNITSCOPE_WP"):
+        return Path(os.environ["UNITSCOPE_WP"])
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "configs").mkdir()
     config = folder / "configs" / "demo.toml"

@@ -1,7 +1,8 @@
 """A small store made through `store/` from random activation maps, which are kept: every answer can be re-derived.
 
-Values are rounded to quarters and clipped at 6, so that ties are everywhere. `relu` has a dead unit (channel 3) and
-`sum` is signed with a constant one (channel 2). Picture 5 is rejected by the index and picture 11 by the scan.
+Values are rounded to quarters and clipped at 6, so that ties are everywhere; channel 5 of `stem.relu` sits at 6 on a
+quarter of the images, channel 3 is dead. The other layers are signed, with a constant channel 2. The index rejects
+picture 5, and the scan picture 11.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REJECTED = {5: "truncated file", 11: "image file is truncated"}  # by the index,
 LABELS = ("crane", "lighthouse", "crane")  # a label twice, as ImageNet has
 SYNSETS = ("n02012849", "n02814860", "n03126707")
 CLASSES = (134, 437, 517)
-KEPT_EXAMPLES, COUNT = 25, 6
+COUNT = 6  # example pictures kept a unit
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Synthetic:
     class_index: NDArray[np.int64]
     paths: list[str]
     pictures: NDArray[np.uint8]
+    kept: int  # examples a unit in `top_examples`
+    sample: int  # code edges come from every so manieth image, as from a calibration sample
 
     def maxima(self, layer: str) -> NDArray[np.float32]:
         """[images, C], rejected ones too."""
@@ -73,18 +76,26 @@ class Synthetic:
 
 
 def build(
-    root: Path, *, model: str = "toy", dataset: str = "shapes", images: int = 60, seed: int = 0, stages: int = 4
+    root: Path,
+    *,
+    model: str = "toy",
+    dataset: str = "shapes",
+    images: int = 60,
+    seed: int = 0,
+    stages: int = 4,
+    kept: int = 25,
+    sample: int = 1,
 ) -> Synthetic:
     """Adds one run to a store. `stages`: how many of index, fold, examples and visualize have run."""
     publish.ensure_store(root)
-    made = _imagine(root, model, dataset, images, seed)
+    made = _imagine(root, model, dataset, images, seed, kept, sample)
     for stage in (_index, _fold, _examples, _visualize)[:stages]:
         stage(made)
     publish.write_manifest(root)
     return made
 
 
-def _imagine(root: Path, model: str, dataset: str, images: int, seed: int) -> Synthetic:
+def _imagine(root: Path, model: str, dataset: str, images: int, seed: int, kept: int, sample: int) -> Synthetic:
     random = np.random.default_rng(seed)
     class_rank = np.arange(images) * 3 // images
     maps = {}
@@ -98,13 +109,15 @@ def _imagine(root: Path, model: str, dataset: str, images: int, seed: int) -> Sy
         if layer.signed:
             x[:, 2] = -1.25
         else:
+            x[::4, 5] += 6
             x = np.clip(x - 1.5, 0, 6)
             x[:, 3] = 0
         maps[layer.name] = x.astype(np.float32)
     ids = np.array([i for i in range(images) if i not in REJECTED])
     paths = [f"{SYNSETS[class_rank[i]]}/picture_{i:04d}.png" for i in range(images)]
+    paths[21] = f"{SYNSETS[1]}/picture_0001.png"  # a name that two folders have
     pictures = random.integers(0, 256, (images, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    return Synthetic(root, model, dataset, maps, ids, np.array(CLASSES)[class_rank], paths, pictures)
+    return Synthetic(root, model, dataset, maps, ids, np.array(CLASSES)[class_rank], paths, pictures, kept, sample)
 
 
 def _publish(made: Synthetic, stage: str) -> publish.Publication:
@@ -239,7 +252,7 @@ def _examples_of(made: Synthetic, layer: SyntheticLayer, channel: int, direction
     if direction == "lowest":
         value = made.maps[layer.name][:, channel].min((1, 2))
         ids = np.array(sorted(made.ids, key=lambda i: (value[i], i)), np.int64)
-    ids = ids[:KEPT_EXAMPLES]
+    ids = ids[: made.kept]
     rows = _placed(made, layer, channel, ids, value, direction == "lowest")
     y, x = rows["y"] * layer.stride, rows["x"] * layer.stride
     return rows | {
@@ -293,7 +306,7 @@ def _write_codes(made: Synthetic, out: publish.Publication) -> None:
     for layer in LAYERS:
         dense = {}
         for name, values in (("max", made.maxima(layer.name)), ("mean", made.means(layer.name))):
-            edges = codes.edges(values[made.ids], layer.signed)
+            edges = codes.edges(values[made.ids[:: made.sample]], layer.signed)
             coded = codes.encode(values[made.ids], edges)
             counts, means = codes.counts_and_means(values[made.ids], coded)
             for key, array in (("edges", edges), ("counts", counts), ("means", means)):

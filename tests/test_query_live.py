@@ -95,10 +95,23 @@ def test_a_new_picture_against_torch_and_counting(scope: Scope, place: Path) -> 
     assert np.allclose(live["mean"], flat.mean(1), atol=1e-5)
     assert (live["y"] * maps.shape[2] + live["x"]).tolist() == flat.argmax(1).tolist()
     for row in live.itertuples():
-        stored = scope.activations(f"4:{row.channel}")["value"]
-        share = (1 + (stored >= row.value - 1e-6).sum()) / 31
-        assert abs(row.tail_p - share) <= 1 / 31 + 1e-9
+        stored = scope.activations(f"4:{row.channel}")
+        reached = (stored["value"] >= row.value - 1e-6) & stored["exact"]
+        assert row.tail_p >= (1 + reached.sum()) / 31 - 1e-9
+        assert row.tail_p <= (2 + (stored["value"] >= row.value - 1e-6).sum()) / 31 + 1e-9
     assert set(live["n"]) == {30}
+
+
+def test_a_record_is_counted_alone(scope: Scope, place: Path) -> None:
+    """A picture of hard edges beats every image on many units: tail_p = 1 / (n + 1) there, and more elsewhere."""
+    board = np.indices((6, 6)).sum(0) % 2 * 255
+    Image.fromarray(board.astype(np.uint8)).resize((36, 36), Image.Resampling.NEAREST).save(place / "new.png")
+    live = scope.activations_of("new.png")
+    maximum = scope.sql("SELECT maximum FROM units JOIN layers USING (layer) ORDER BY layer_index, channel").df()
+    record = live["value"].to_numpy() > maximum["maximum"].to_numpy()
+    assert record.sum() > 3
+    assert np.allclose(live["tail_p"][record], 1 / 31)
+    assert (live["tail_p"][~record] >= 2 / 31 - 1e-9).all()
 
 
 def test_top_units_of_a_new_picture(scope: Scope, place: Path) -> None:

@@ -51,6 +51,8 @@ def test_wrong_images(scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert refusal(lambda: scope.top_units(60)) == "image 60: dataset shapes has image_ids 0 to 59"
     assert refusal(lambda: scope.top_units("11")) == "image 11 was rejected (image file is truncated)"
     assert "rejected" in refusal(lambda: scope.top_units("picture_0005.png"))
+    both = "n02012849/picture_0001.png, n02814860/picture_0001.png"
+    assert refusal(lambda: scope.top_units("picture_0001.png")).endswith(f"is the end of several paths: {both}")
     assert "an image_id is 0 or more" in refusal(lambda: scope.top_units(-1))
     assert "near: n02012849/picture_0013.png" in refusal(lambda: scope.top_units("pictur_0013.png"))
     assert "no file on disk" in refusal(lambda: scope.top_units("icture_0013.png"))

@@ -86,6 +86,6 @@ def parse(text: str) -> tuple[str, int]:
 def _maps(activations: Tensor, channels: Channels) -> Tensor:
     """[n, H, W], each element's own channel."""
     if isinstance(channels, int):
-        return activations[:, channels]
+        return activations[:, channels].contiguous()  # as gathered: a mean's last bit depends on the layout
     device = activations.device
     return activations[torch.arange(len(channels), device=device), torch.tensor(tuple(channels), device=device)]

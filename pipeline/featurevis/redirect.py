@@ -6,6 +6,7 @@ After Lucid, https://github.com/tensorflow/lucid/blob/master/lucid/misc/redirect
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -26,13 +27,14 @@ class _RedirectedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (x,), grad = ctx.saved_tensors, grads[0]
-        blocked, wrong = x < 0, (x < 0) & (grad > 0)  # a loss is minimized: a positive gradient pushes x down
-        if ctx.high is not None:
-            blocked, wrong = blocked | (x > ctx.high), wrong | ((x > ctx.high) & (grad < 0))
-        plain = grad.masked_fill(blocked, 0)
-        alive = (plain != 0).flatten(1).any(1).view(-1, *(1,) * (x.ndim - 1))
-        return torch.where(alive, plain, grad.masked_fill(wrong, 0)), None
+        (x,), grad, high = ctx.saved_tensors, grads[0], math.inf if ctx.high is None else ctx.high
+        plain = torch.ops.aten.hardtanh_backward(grad, x, 0.0, high)
+        dead = torch.linalg.vector_norm(plain, math.inf, dim=tuple(range(1, x.ndim))) == 0
+        if dead.any():
+            x, grad = x[dead], grad[dead]
+            wrong = ((x < 0) & (grad > 0)) | ((x > high) & (grad < 0))  # a loss falls: a positive gradient pushes down
+            plain[dead] = grad.masked_fill(wrong, 0)
+        return plain, None
 
 
 def redirected_relu(x: Tensor, high: float | None = None) -> Tensor:

@@ -56,7 +56,7 @@ class Preprocess:
         image = image.convert("L" if self.channels == 1 else "RGB")
         image = image.resize(self._resized(image.width, image.height), RESAMPLING[self.interpolation])
         array = np.asarray(_center_crop(image, self.height, self.width))
-        return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
     def normalize(self, x: Tensor) -> Tensor:
         """[N, channels, H, W] in 0..1 -> the same shape as the network takes it."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data.loading import batches
 from pipeline.job import Job, Shard, Stage
 from store.errors import UsageError
 from store.publish import Record
@@ -33,12 +32,11 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
     highest = np.full(int(job.units.offsets[-1]), -np.inf, np.float32)
     lowest = np.full_like(highest, np.inf)
     fired, seen = np.zeros(len(highest), np.int64), 0
-    size = job.config.scan.batch_size
-    for batch in batches(ids.tolist(), job.read_image, job.model.preprocess.pixels, size, job.threads):
+    for batch, found in job.measured(ids):
         advance(len(batch.ids) + len(batch.bad))
-        if not len(batch.ids):
+        if found is None:
             continue
-        found, rows = job.measurer.pixels(batch.pixels), slice(0, len(batch.ids))
+        rows = slice(0, len(batch.ids))
         highest, lowest = np.maximum(highest, found.max[rows].max(0)), np.minimum(lowest, found.min[rows].min(0))
         fired, seen = fired + (found.max[rows] > 0).sum(0), seen + len(batch.ids)
     refuse_wrong_signs(job, lowest)

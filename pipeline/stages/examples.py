@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import graph
-from pipeline.data.loading import batches
+from pipeline.data.loading import Batch
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
+from pipeline.machine import in_order
 from pipeline.measuring import folded_network
 from store import hdf5, layout, parquet
 from store.hdf5 import Array
@@ -80,25 +82,42 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     return record
 
 
+@dataclass
+class _Found:
+    """Maps of one batch: a layer's place -> uint8 [k, h, w] and their owners, int64 [k, 2] of channel and rank."""
+
+    maps: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    owners: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
+
+
 class _Maps:
-    """Collects the wanted activation maps of a batch, at most 14 x 14, 255 = the map's own maximum."""
+    """Runs batches and collects the wanted activation maps. May be called from several threads at once."""
 
     def __init__(self, job: Job, wanted: Wanted) -> None:
         self.job, self.wanted = job, wanted
         self.places = {layer.name: i for i, layer in enumerate(job.layers)}
-        self.batch: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.found: list[list[NDArray[np.uint8]]] = [[] for _ in job.layers]
-        self.owners: list[list[NDArray[np.int64]]] = [[] for _ in job.layers]  # channel, rank
+        network = folded_network(job.model, job.layers).to(job.device)
+        self.network = graph.with_taps(network, job.layers, self._tap)
+        self.current = threading.local()
 
-    def tap(self, layer: Layer, x: Tensor) -> None:
-        place = self.places[layer.name]
-        for row, image_id in enumerate(self.batch.tolist()):
+    def __call__(self, batch: Batch) -> tuple[Batch, _Found]:
+        self.current.ids, self.current.found = batch.ids.tolist(), _Found()
+        if len(batch.ids):
+            x = torch.from_numpy(batch.pixels).to(self.job.device).float() / 255
+            with torch.inference_mode():
+                self.network(self.job.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
+        return batch, self.current.found
+
+    def _tap(self, layer: Layer, x: Tensor) -> None:
+        place, found = self.places[layer.name], self.current.found
+        for row, image_id in enumerate(self.current.ids):
             rows = self.wanted.of(image_id, place)
             if rows.start == rows.stop:
                 continue
             channels = self.wanted.channel[rows]
-            self.found[place].append(quantized_maps(x[row, torch.from_numpy(channels).to(x.device)].float()))
-            self.owners[place].append(np.stack([channels, self.wanted.rank[rows]], 1))
+            maps = quantized_maps(x[row, torch.from_numpy(channels).to(x.device)].float())
+            found.maps.setdefault(place, []).append(maps)
+            found.owners.setdefault(place, []).append(np.stack([channels, self.wanted.rank[rows]], 1))
 
 
 def quantized_maps(maps: Tensor) -> NDArray[np.uint8]:
@@ -112,24 +131,20 @@ def quantized_maps(maps: Tensor) -> NDArray[np.uint8]:
 def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     wanted = _wanted(job)
     ids = wanted.pictures[shard.first : shard.last]
-    maps = _Maps(job, wanted)
-    network = graph.with_taps(folded_network(job.model, job.layers).to(job.device), job.layers, maps.tap)
     jpegs: list[bytes] = []
-    size = job.config.scan.batch_size
-    for batch in batches(ids.tolist(), job.read_image, job.model.preprocess.pixels, size, job.threads):
+    total = _Found()
+    for batch, found in in_order(_Maps(job, wanted), job.batches(ids), job.streams):
         if batch.bad:
             raise OSError(f"{job.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
-        maps.batch = batch.ids
-        x = torch.from_numpy(batch.pixels).to(job.device).float() / 255
-        with torch.inference_mode():
-            network(job.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
+        for place, maps in found.maps.items():
+            total.maps.setdefault(place, []).extend(maps)
+            total.owners.setdefault(place, []).extend(found.owners[place])
         jpegs += [_jpeg(p, job.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
         advance(len(batch.ids))
     arrays = _flat(ids, jpegs)
-    for place, (found, owners) in enumerate(zip(maps.found, maps.owners, strict=True)):
-        if found:
-            arrays[f"{place}/maps"] = Array(np.concatenate(found), None, "lzf")
-            arrays[f"{place}/owners"] = Array(np.concatenate(owners), None, "lzf")
+    for place in sorted(total.maps):
+        arrays[f"{place}/maps"] = Array(np.concatenate(total.maps[place]), None, "gzip")
+        arrays[f"{place}/owners"] = Array(np.concatenate(total.owners[place]), None, "gzip")
     with job.publication("examples", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.run, "examples", f"{shard.name}.h5")), arrays)
         return out.commit()

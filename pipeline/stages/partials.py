@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.job import Job
+from pipeline.stages.packing import unpacked
 from pipeline.statistics import moments
 from pipeline.statistics.moments import Pair
 from store import hdf5, layout
@@ -88,4 +89,4 @@ def _slice(file: Path, name: str, channels: slice) -> NDArray[np.generic] | None
     with hdf5.reading(file) as partial:
         if not len(hdf5.dataset(partial, "ids")):
             return None
-        return np.asarray(hdf5.dataset(partial, name)[:, channels])
+        return unpacked(partial, name, channels)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.loading import Batch, batches
+from pipeline.data.loading import Batch
 from pipeline.job import Job, Shard, Stage
 from pipeline.reduce.measured import Measured
+from pipeline.stages.packing import packed
 from pipeline.statistics import moments
 from pipeline.statistics.moments import Pair
 from store import hdf5, layout
@@ -44,7 +45,7 @@ class _Rows:
         n = len(batch.ids)
         self.ids.append(batch.ids)
         for name in ("max", "argmax", "mean", "min", "argmin"):
-            self.columns.setdefault(name, []).append(getattr(found, name)[:n].copy())
+            self.columns.setdefault(name, []).append(getattr(found, name)[:n])
         if found.logits is not None:
             index, probability = top_predictions(found.logits[:n])
             self.columns.setdefault("top5_class", []).append(index)
@@ -60,12 +61,10 @@ class _Rows:
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     rows = _Rows(int(job.units.offsets[-1]))
-    ids = job.readable[shard.first : shard.last].tolist()
-    size = job.config.scan.batch_size
-    for batch in batches(ids, job.read_image, job.model.preprocess.pixels, size, job.threads):
+    for batch, found in job.measured(job.readable[shard.first : shard.last]):
         rows.bad += batch.bad
-        if len(batch.ids):
-            rows.add(batch, job.measurer.pixels(batch.pixels))
+        if found is not None:
+            rows.add(batch, found)
         advance(len(batch.ids) + len(batch.bad))
     with job.publication("scan", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")), _arrays(job, rows))
@@ -90,7 +89,7 @@ def _arrays(job: Job, rows: _Rows) -> dict[str, Array]:
             data = columns[name][:, units]
             if name.startswith("arg") and small:
                 data = data.astype(np.uint16)
-            arrays[f"{layer.name}/{name}"] = Array(data, (len(data), 64), "lzf")
+            arrays |= packed(f"{layer.name}/{name}", data)
     return arrays
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,8 @@ class Judge:
     def __init__(self, job: Job, layer: Layer) -> None:
         self.job, self.layer = job, layer
         module = graph.truncated(graph.unclipped(job.model.graph.module, layer), layer)
-        self._open: fx.GraphModule = graph.fold_norms(module, keep={layer.node})
+        folded = copy.deepcopy(graph.fold_norms(module, keep={layer.node}))
+        self._open: fx.GraphModule = folded.to(memory_format=torch.channels_last).to(job.device)
         path = job.root / layout.array(job.run, "codes")
         with hdf5.reading(path) as file:
             self._edges = {k: hdf5.dataset(file, f"{layer.name}/{k}/edges")[()] for k in ("max", "mean")}
@@ -47,50 +49,64 @@ class Judge:
         self._mean_codes = hdf5.read(job.root / layout.codes_by_unit(job.run, layer.name), "mean")
         self._examples = self._highest_examples()
 
-    def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str, batch: int) -> list[Trust]:
-        """images: uint8 [n, H, W, C] of the pictures, at most `batch` of them."""
-        filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
-        x = resized(torch.from_numpy(filled).permute(0, 3, 1, 2).to(self.job.device).float() / 255, self.job.model)
-        start = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
-        measured = self.job.measurer.pictures(x)
-        highest, means = measured.max[:, start], measured.mean[:, start]
-        open_values = self._values(x, kind)
+    def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str) -> list[Trust]:
+        """images: uint8 [n, H, W, C] of the pictures."""
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.device).float() / 255
+        x = resized(x, self.job.model)
+        units = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
+        measured = self._padded(x, lambda part: np.stack([
+            getattr(self.job.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
+        ], 1))  # fmt: skip
+        highest, values = measured[:, 0], measured[:, 1 if kind == "channel" else 0]
+        reached, best = self._open_values(x, kind), self._best(pictures, kind)
         judged = []
         for row, picture in enumerate(pictures):
-            value = float((means if kind == "channel" else highest)[row, picture.channel])
             sign = 1 if picture.direction == "positive" else -1
-            best = sign * self._best(picture, kind)
-            reached = sign * float(open_values[row, picture.channel])
+            ratio = float(reached[row, picture.channel]) / best[row] if sign * best[row] > 0 else float("nan")
             median = self._median(picture.channel, "mean" if kind == "channel" else "max")
-            judged.append(
-                Trust(
-                    reached / best if best > 0 else float("nan"),
-                    self._rank(highest[row], picture.channel) if sign > 0 else -1,
-                    sign * value > sign * median,
-                )
-            )
+            rank = self._rank(highest[row], picture.channel) if sign > 0 else -1
+            judged.append(Trust(ratio, rank, sign * float(values[row, picture.channel]) > sign * median))
         return judged
 
-    def _values(self, x: Tensor, kind: str) -> NDArray[np.float32]:
-        """The objective's value of every channel before the clip: float32 [n, C]."""
-        with torch.inference_mode():
-            found: Tensor = self._open(self.job.model.preprocess.normalize(x))
-            if kind == "channel":
-                return found.mean((2, 3)).float().cpu().numpy()
-            return found.amax((2, 3)).float().cpu().numpy()
+    def _padded(self, x: Tensor, measure: Callable[[Tensor], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Measures pictures in batches of the scan's size: smaller ones depend on the number of threads."""
+        size, found = self.job.config.scan.batch_size, []
+        for part in x.split(size):
+            filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+            found.append(measure(filled)[: len(part)])
+        return np.concatenate(found)
 
-    def _best(self, picture: Picture, kind: str) -> float:
-        """The highest value (lowest, for negative pictures) among the dataset's natural examples, before the clip."""
-        if kind == "channel":
-            ids = self.job.readable
-            row = self._mean_codes[picture.channel, ids]
-            candidates = ids[[row.argmax() if picture.direction == "positive" else row.argmin()]]
-        else:
-            candidates = self._examples.get(picture.channel, self.job.readable[:1])
-        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in candidates]
+    def _open_values(self, x: Tensor, kind: str) -> NDArray[np.float32]:
+        """The objective's value of every channel before the clip: float32 [n, C]."""
+
+        def measure(part: Tensor) -> NDArray[np.float32]:
+            inputs = self.job.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                found: Tensor = self._open(inputs)
+            values = found.double().mean((2, 3)) if kind == "channel" else found.amax((2, 3))
+            return values.float().cpu().numpy()
+
+        return self._padded(x, measure)
+
+    def _best(self, pictures: Sequence[Picture], kind: str) -> list[float]:
+        """The highest value (lowest, for negative pictures) among natural examples, before the clip, a picture each."""
+        chosen = [self._candidates(picture, kind) for picture in pictures]
+        ids = np.unique(np.concatenate(chosen))
+        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
         x = torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
-        values = self._values(x, kind)[:, picture.channel]
-        return float(values.max() if picture.direction == "positive" else values.min())
+        values = self._open_values(x, kind)
+        found = []
+        for picture, candidates in zip(pictures, chosen, strict=True):
+            mine = values[np.searchsorted(ids, candidates), picture.channel]
+            found.append(float(mine.max() if picture.direction == "positive" else mine.min()))
+        return found
+
+    def _candidates(self, picture: Picture, kind: str) -> NDArray[np.int64]:
+        ids = self.job.readable
+        if kind == "channel":
+            row = self._mean_codes[picture.channel, ids]
+            return ids[[row.argmax() if picture.direction == "positive" else row.argmin()]]
+        return self._examples.get(picture.channel, ids[:1])
 
     def _highest_examples(self) -> dict[int, NDArray[np.int64]]:
         table = parquet.read(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.featurevis import Picture, Renderer, Settings
+from pipeline.featurevis import Picture, Renderer, Rendering, Settings
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
-from pipeline.stages.trust import Judge
+from pipeline.machine import in_order
+from pipeline.stages.trust import Judge, Trust
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record
@@ -87,15 +88,19 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     job.model.network.to(job.device)
     chosen = settings(job)
     renderer, judge = Renderer(job.model, group.layer, chosen), Judge(job, group.layer)
-    images, columns = [], []
-    for start in range(shard.first, shard.last, chosen.batch):
-        pictures = group.pictures[start : min(start + chosen.batch, shard.last)]
+    starts = range(shard.first, shard.last, chosen.batch)
+    batches = [group.pictures[a : min(a + chosen.batch, shard.last)] for a in starts]
+
+    def render(pictures: tuple[Picture, ...]) -> tuple[Rendering, list[Trust]]:
         done = renderer.render(pictures, group.kind)
-        trust = judge.judge(done.images, pictures, group.kind, chosen.batch)
+        return done, judge.judge(done.images, pictures, group.kind)
+
+    images, columns = [], []
+    for done, trust in in_order(render, batches, job.streams):
         images.append(done.images)
         for value, t in zip(done.values.tolist(), trust, strict=True):
             columns.append([value, t.value_vs_best_example, t.rank_in_layer, t.beats_median])
-        advance(len(pictures))
+        advance(len(trust))
     arrays = {"images": Array(np.concatenate(images)), "trust": Array(np.array(columns, np.float64))}
     with job.publication("visualize", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.run, "visualize", f"{shard.name}.h5")), arrays)

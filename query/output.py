@@ -1,0 +1,108 @@
+"""Answers as text on standard output: aligned tables, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from store import layout
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDEST = 60  # characters of one cell of a table
+
+
+def frame_text(frame: pd.DataFrame, form: str) -> str:
+    return rows_text(list(frame.columns), frame_rows(frame), form)
+
+
+def frame_rows(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Rows of plain Python values, None where not known."""
+    columns = [[plain(value) for value in frame[name].tolist()] for name in frame.columns]
+    return list(zip(*columns, strict=True))
+
+
+def frame_objects(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold, None for NaN and NA; float32 as the shortest number that is it."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, (datetime.date, datetime.time, datetime.timedelta)):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value if isinstance(value, (bool, int, str)) else str(value)
+
+
+def rows_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -> str:
+    """`form`: table, csv or json (an array of objects)."""
+    if form == "json":
+        return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False, indent=1) + "\n"
+    if form == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        return buffer.getvalue()
+    return _table(columns, list(rows))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Numbers to the right, words to the left, four significant digits."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    right = [
+        bool(rows) and all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in column)
+        for column in zip(*rows, strict=True)
+    ] or [False] * len(columns)
+    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(columns)]
+    lines = [_line(columns, widths, right), "  ".join("-" * width for width in widths)]
+    return "\n".join(lines + [_line(row, widths, right) for row in cells]) + "\n"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    placed = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(cells, widths, right, strict=True)]
+    return "  ".join(placed).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = " ".join(str(value).split()) if not isinstance(value, str) else value.replace("\n", " ")
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
+
+
+def save_path(path: Path, store: Path) -> Path:
+    """A file to write an answer to: in a folder that exists, outside the store, which only its pipeline writes."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if path.resolve().is_relative_to(store.resolve()) and (store / layout.MANIFEST).exists():
+        raise UsageError(f"{path} lies in the store, which only its pipeline may write: choose another place")
+    return path
+
+
+def emit(text: str) -> None:
+    click.echo(text, nl=False)

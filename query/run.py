@@ -1,0 +1,196 @@
+"""One run's layers, unit statistics and accepted images as arrays, read once when first asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from store.errors import UsageError
+
+from . import views
+from .catalog import Catalog, RunFiles
+from .database import Database
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of `layers`; its units are the columns start..stop of the dense record."""
+
+    index: int
+    name: str
+    op: str
+    channels: int
+    height: int
+    width: int
+    signed: bool
+    upper_bound: float | None
+    rf_size: int | None
+    rf_stride: int | None
+    rf_offset: int | None
+    rf_global: bool
+    rf_gated: bool
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.channels
+
+    @property
+    def positions(self) -> int:
+        return self.height * self.width
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """Mean, standard deviation and maximum of the per-image maxima, float64 [U] in unit order; NaN where not known."""
+
+    max_mean: NDArray[np.float64]
+    max_sd: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Of every image of the dataset, by image_id: whether this run accepted it, and its class (-1: none)."""
+
+    accepted: NDArray[np.bool_]
+    class_index: NDArray[np.int32]
+
+
+class Run:
+    """Reads of one run. U units stand in the order (layer_index, channel) everywhere."""
+
+    def __init__(self, files: RunFiles, catalog: Catalog, database: Database) -> None:
+        self.files, self.catalog, self.database = files, catalog, database
+        self.name, self.model, self.dataset = files.name, files.model, files.dataset
+
+    def rows(
+        self, table: str, columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
+    ) -> pa.Table:
+        """SELECT columns FROM one of this run's tables; `last` is an ORDER BY or LIMIT."""
+        paths = self.files.tables.get(table) or self._dataset_table(table)
+        if not paths:
+            raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
+        return self.rows_of(paths, columns, where, parameters, last)
+
+    def rows_of(
+        self, paths: Sequence[Path], columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
+    ) -> pa.Table:
+        query = f"SELECT {columns} FROM {views.parquet(paths)} WHERE {where} {last}"
+        return self.database.table(query, list(parameters))
+
+    def has(self, table: str) -> bool:
+        return table in self.files.tables
+
+    def array(self, relative: str) -> Path:
+        """A recorded HDF5 file."""
+        if relative not in self.files.arrays:
+            raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
+        return self.files.arrays[relative]
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        fields = [name for name in Layer.__dataclass_fields__ if name not in ("index", "name", "start")]
+        columns = ", ".join(["layer_index AS index", "layer AS name", *fields])
+        found: list[Layer] = []
+        start = 0
+        for row in self.rows("layers", columns, last="ORDER BY layer_index").to_pylist():
+            found.append(Layer(**row, start=start))
+            start += row["channels"]
+        return tuple(found)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @functools.cached_property
+    def units(self) -> int:
+        return self.layers[-1].stop if self.layers else 0
+
+    @functools.cached_property
+    def signed(self) -> NDArray[np.bool_]:
+        """Whether each unit can be negative, [U]."""
+        return np.concatenate([np.full(layer.channels, layer.signed) for layer in self.layers])
+
+    @functools.cached_property
+    def one_position(self) -> NDArray[np.bool_]:
+        """Whether each unit's map is a single position, so that the place of a maximum is no question, [U]."""
+        return np.concatenate([np.full(layer.channels, layer.positions == 1) for layer in self.layers])
+
+    def layer_of(self, unit: int) -> Layer:
+        """The layer of the unit at this place in unit order."""
+        return self.layers[int(np.searchsorted(self._starts, unit, side="right")) - 1]
+
+    def places(self, table: pa.Table) -> NDArray[np.int64]:
+        """Places in unit order of a table's `layer` and `channel`."""
+        names = table["layer"].combine_chunks().dictionary_encode()
+        starts = np.array([self.by_name[name].start for name in names.dictionary.to_pylist()], np.int64)
+        found: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
+        return found
+
+    @functools.cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.array([layer.start for layer in self.layers], np.int64)
+
+    @functools.cached_property
+    def statistics(self) -> UnitStatistics:
+        table = self.rows("units", "layer, channel, max_mean, max_sd, maximum")
+        place = self.places(table)
+        arrays = [np.full(self.units, np.nan) for _ in range(3)]
+        for array, name in zip(arrays, ("max_mean", "max_sd", "maximum"), strict=True):
+            array[place] = table[name].to_numpy()
+        return UnitStatistics(*arrays)
+
+    def z(self, values: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(value - max_mean) / max_sd for values of these units; 0 for a unit that never varies."""
+        mean, sd = self.statistics.max_mean[units], self.statistics.max_sd[units]
+        return standardized(values, mean, sd)
+
+    @functools.cached_property
+    def images(self) -> Images:
+        table = self.rows("images", "image_id, status = 'accepted' AS accepted, class_index", last="ORDER BY image_id")
+        accepted = table["accepted"].to_numpy().copy()
+        if self.has("rejected_images"):
+            accepted[self.rows("rejected_images", "image_id")["image_id"].to_numpy()] = False
+        classes = table["class_index"].fill_null(-1).to_numpy().astype(np.int32)
+        return Images(accepted, classes)
+
+    @functools.cached_property
+    def n(self) -> int:
+        """Accepted images: what every tail probability is a share of."""
+        return int(np.count_nonzero(self.images.accepted))
+
+    def describe_images(self, image_ids: NDArray[np.int64]) -> dict[str, list[Any]]:
+        """Path, label and class_index of images, in the order asked."""
+        wanted = image_ids.tolist()
+        columns = "image_id, path, label, class_index"
+        if len(wanted) > 10_000:  # most of the dataset: image_id is the row
+            taken = self.rows("images", columns, last="ORDER BY image_id").take(pa.array(wanted, pa.int64()))
+        else:
+            table = self.rows("images", columns, f"image_id IN ({', '.join(map(str, wanted)) or 'NULL'})")
+            place = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
+            taken = table.take(pa.array([place[image_id] for image_id in wanted], pa.int64()))
+        return {name: taken[name].to_pylist() for name in ("path", "label", "class_index")}
+
+    def _dataset_table(self, table: str) -> tuple[Path, ...]:
+        path = self.catalog.datasets.get(self.dataset, {}).get(table)
+        return (path,) if path else ()
+
+
+def standardized(
+    values: NDArray[np.float32], mean: NDArray[np.float64], sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    varies = sd > 0  # False for NaN too
+    result: NDArray[np.float64] = np.divide(values - mean, sd, out=np.zeros(len(values)), where=varies)
+    return result

@@ -1,0 +1,248 @@
+"""The questions one can ask a store."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from store.errors import UsageError
+
+from . import catalog, classes, image_units, macros, names, pictures, similarity, unit_images
+from .database import Database, Limits, Result
+from .dense import Dense
+from .names import ClassName, ImageName, Unit
+from .run import Run
+from .unit_record import UnitRecord, unit_record
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .live import Probe
+
+
+class Scope:
+    """A store, read-only. Every answer has n, the number of images its shares are of.
+
+    IMAGE: an image_id (int or all digits), a path in the dataset, or a picture file on disk, on which the model then
+    runs. UNIT: LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Where a store holds several runs, model= and dataset= choose; an
+    ambiguous question is a UsageError that lists the choices.
+    """
+
+    def __init__(self, path: str | PathLike[str], *, model_code: bool = False, limits: Limits | None = None) -> None:
+        self.path = Path(path)
+        self._model_code = model_code
+        self._catalog = catalog.read(self.path)
+        self._database = Database(self._catalog, limits or Limits())
+        self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
+        macros.register(self._database.connection, self)
+        self._database.lock()
+        self._probes: dict[str, Probe] = {}
+
+    def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
+        """Runs one SELECT over the views and macros (docs: the views' columns); `?` takes `parameters`."""
+        return self._database.sql(query, parameters)
+
+    def top_units(
+        self,
+        image: ImageName,
+        k: int = 20,
+        layer: str | Sequence[str] | None = None,
+        by: str = "tail",
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """The units an image excites most: model, layer, channel, value, mean, tail_p, z, rank, y, x, n.
+
+        by "tail": (tail_p rising, z falling, layer_index, channel); "max": z falling; "mean": z of the spatial mean
+        falling, and the column z is that. `layer`: a glob or several. Values with tail_p <= 0.01, and those of a unit's
+        first 20 images, are exact; the others are decoded from tail codes, with y and x unknown. The mean is decoded.
+        On a picture never scanned all is exact, and tail_p = (1 + images at or above the value's code) / (n + 1).
+        """
+        _one_of(by, ("tail", "max", "mean"))
+        _positive(k)
+        run, found = names.find_image(self._runs(model, dataset), image)
+        dense, units = self._dense[run.name], names.units_of_layers(run, layer)
+        if isinstance(found, Path):
+            row = self._probe(run).row(found, units)
+        else:
+            row = image_units.stored_row(dense, found, units, enough=k if by == "tail" else None)
+        return image_units.ranked(dense, row, k, by)
+
+    def top_images(
+        self,
+        unit: str,
+        k: int = 20,
+        label: ClassName | None = None,
+        by: str = "max",
+        lowest: bool = False,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """The images that excite a unit most: rank, image_id, path, label, class_index, value, mean, tail_p, y, x, n.
+
+        `label`: only images of this class (index, synset or label). by "max": the stored exact order as far as it
+        reaches, then decoded; "mean": by the spatial mean. `lowest`: the stored lowest images of a signed layer.
+        """
+        _one_of(by, ("max", "mean"))
+        _positive(k)
+        found = self._unit(unit, model, dataset)
+        of_class = None if label is None else names.find_class(found.run, label)
+        if lowest:
+            if by != "max":
+                raise UsageError("lowest images are ordered by their minimum: leave `by` out")
+            return unit_images.lowest_images(found, k, of_class)
+        return unit_images.top_images(self._dense_of(found), found, k, of_class, by)
+
+    def activations(self, unit: str, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
+        """One unit over all accepted images: image_id, path, label, class_index, value, mean, tail_p, exact, y, x, n.
+
+        `exact`: value is what was measured; else the mean of the values with its code. By image_id.
+        """
+        found = self._unit(unit, model, dataset)
+        return unit_images.activations(self._dense_of(found), found)
+
+    def activations_of(
+        self,
+        image: ImageName,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """One image over all units, in their order: model, layer, channel, value, mean, tail_p, z, y, x, n."""
+        run, found = names.find_image(self._runs(model, dataset), image)
+        units = names.units_of_layers(run, layer)
+        if isinstance(found, Path):
+            row = self._probe(run).row(found, units)
+        else:
+            row = image_units.stored_row(self._dense[run.name], found, units)
+        return image_units.as_frame(run, row, run.z(row.value, row.units))
+
+    def similar_units(
+        self, unit: str, k: int = 10, layer: str | None = None, model: str | None = None, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Units whose per-image maxima correlate most with this unit's: model, layer, channel, rank, correlation, n.
+
+        Within the unit's own layer, or within `layer`.
+        """
+        _positive(k)
+        found = self._unit(unit, model, dataset)
+        within = None if layer is None else names.find_layer(found.run, layer)
+        return similarity.similar_units(self._dense_of(found), found, k, within)
+
+    def similar_images(
+        self, image: ImageName, layer: str, k: int = 10, model: str | None = None, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Images a layer's units see alike: rank, image_id, path, label, class_index, similarity (cosine of z), n."""
+        _positive(k)
+        run, found = names.find_image(self._runs(model, dataset), image)
+        dense, within = self._dense[run.name], names.find_layer(run, layer)
+        if isinstance(found, Path):
+            values = self._probe(run).row(found, np.arange(within.start, within.stop)).value
+            return similarity.similar_images(dense, within, k, None, values)
+        values = dense.layer_maxima(within, slice(found, found + 1))[:, 0]
+        return similarity.similar_images(dense, within, k, found, values)
+
+    def both(
+        self,
+        a: str,
+        b: str,
+        without: bool = False,
+        k: int = 20,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Images on which both units are high, or, with `without`, a is high and b is not.
+
+        rank, image_id, path, label, class_index, value_a, tail_p_a, value_b, tail_p_b, n; by the larger tail_p, then
+        their sum. `without`: b is zero or below its median image; by tail_p of a, then that of b falling.
+        """
+        _positive(k)
+        one, other = self._unit(a, model, dataset), self._unit(b, model, dataset)
+        return unit_images.both(self._dense_of(one), one, self._dense_of(other), other, k, without)
+
+    def units_for_class(
+        self,
+        label: ClassName,
+        k: int | None = 20,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Units that tell a class (index, synset or label) from the rest, by auc falling, then z of the class mean.
+
+        model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. k=None: all.
+        """
+        if k is not None:
+            _positive(k)
+        run = names.the_one(self._runs(model, dataset), f"class {label}")
+        return classes.units_for_class(run, names.find_class(run, label), k, layer)
+
+    def visualization(
+        self,
+        unit: str,
+        kind: str = "channel",
+        direction: str = "positive",
+        repeat: int = 0,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pictures.Pixels:
+        """A unit's feature visualization, uint8 [H, W, 3]; how far to trust it is in the view `visualizations`."""
+        return pictures.visualization(self._unit(unit, model, dataset), kind, direction, repeat)
+
+    def unit(self, unit: str, model: str | None = None, dataset: str | None = None) -> UnitRecord:
+        """Everything known about one unit."""
+        found = self._unit(unit, model, dataset)
+        return unit_record(self._dense_of(found), found)
+
+    def contact_sheet(self, unit: str, model: str | None = None, dataset: str | None = None) -> Image.Image:
+        """One picture of everything known about a unit."""
+        from .contact_sheet import contact_sheet
+
+        found = self._unit(unit, model, dataset)
+        return contact_sheet(self._dense_of(found), found)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @functools.cached_property
+    def _all_runs(self) -> list[Run]:
+        """Runs whose layers are known; one that has not folded yet answers nothing."""
+        return [dense.run for dense in self._dense.values() if dense.run.has("layers")]
+
+    def _runs(self, model: str | None, dataset: str | None) -> list[Run]:
+        return names.choose_runs(self._all_runs, model, dataset)
+
+    def _unit(self, text: str, model: str | None, dataset: str | None) -> Unit:
+        return names.find_unit(self._runs(model, dataset), text)
+
+    def _dense_of(self, unit: Unit) -> Dense:
+        return self._dense[unit.run.name]
+
+    def _probe(self, run: Run) -> Probe:
+        from .live import Probe
+
+        if run.name not in self._probes:
+            self._probes[run.name] = Probe(self._dense[run.name], self._model_code)
+        return self._probes[run.name]
+
+
+def _one_of(by: str, allowed: Sequence[str]) -> None:
+    if by not in allowed:
+        raise UsageError(f"by={by!r}: expected one of {', '.join(allowed)}")
+
+
+def _positive(k: int) -> None:
+    if k < 1:
+        raise UsageError(f"k={k}: ask for 1 or more")

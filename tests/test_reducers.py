@@ -1,0 +1,63 @@
+"""The fused reducer and torch's own reductions against numpy, in every memory layout a layer can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.reduce import measured
+from pipeline.reduce.measured import check_finite, empty, reduce_numba, reduce_torch
+from store.errors import UsageError
+
+REDUCERS = [reduce_numba, reduce_torch]
+
+
+def _layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views [n, C, H, W] of the same values in other memory."""
+    n, c, h, w = x.shape
+    tokens = torch.cat([torch.full((n, 2, c), 99.0), x.flatten(2).transpose(1, 2)], 1)  # two prefix tokens
+    return {
+        "nchw": x.contiguous(),
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "nhwc": x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        "tokens": tokens[:, 2:].transpose(1, 2).unflatten(2, (h, w)),
+    }
+
+
+@pytest.mark.parametrize("reduce", REDUCERS)
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7, 9), (2, 300, 4, 4), (4, 17, 1, 1), (1, 8, 1, 6), (2, 3, 6, 1), (2, 1, 5, 5)]
+)
+def test_against_numpy(reduce: measured.Reducer, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(sum(shape))
+    values = np.round(rng.standard_normal(shape), 1).astype(np.float32)  # ties, zeros and both signs
+    flat = values.reshape(*shape[:2], -1)
+    for name, x in _layouts(torch.from_numpy(values)).items():
+        out = empty(shape[0], shape[1] + 4)
+        reduce(x, slice(2, shape[1] + 2), out)
+        units = np.s_[:, 2 : shape[1] + 2]
+        assert (out.max[units] == flat.max(2)).all(), name
+        assert (out.argmax[units] == flat.argmax(2)).all(), f"{name}: the first maximum in row-major order"
+        assert (out.min[units] == flat.min(2)).all(), name
+        assert (out.argmin[units] == flat.argmin(2)).all(), name
+        assert (out.active[units] == (flat > 0).sum(2)).all(), name
+        exact = flat.astype(np.float64)
+        np.testing.assert_allclose(out.sum[units], exact.sum(2), atol=1e-12)
+        np.testing.assert_allclose(out.square[units], np.square(exact).sum(2), rtol=1e-13)
+        assert not out.max[:, :2].any(), "other units untouched"
+
+
+@pytest.mark.parametrize("reduce", REDUCERS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_named(reduce: measured.Reducer, bad: float) -> None:
+    values = torch.zeros(2, 3, 4, 4)
+    values[1, 2, 3, 3] = bad
+    out = empty(2, 3)
+    reduce(values, slice(0, 3), out)
+    name: Callable[[int], str] = lambda unit: f"layer:{unit}"  # noqa: E731
+    with pytest.raises(UsageError, match="layer:2 is not finite on picture 1"):
+        check_finite(out, 2, name)
+    check_finite(out, 1, name)

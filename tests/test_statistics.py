@@ -1,0 +1,207 @@
+"""Codes, sketches, moments, orders, tails, AUC and correlations against brute force and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import roc_auc_score
+
+from pipeline.stages import packing
+from pipeline.statistics import correlation, moments, ranking
+from pipeline.statistics.moments import Pair
+from store import codes, hdf5, sketch
+
+VALUES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 6.0]) | st.floats(0, 100, width=32)
+SIGNED = st.sampled_from([-1.0, 0.0, 0.25, 1.0]) | st.floats(-50, 50, width=32)
+
+
+def _columns(elements: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarray]:
+    return st.integers(1, 300).flatmap(lambda n: arrays(np.float32, (n, 2), elements=elements))
+
+
+def _code(value: float, column: np.ndarray) -> int:
+    """The definition: floor(-log2(tail_p) * 255 / log2 N)."""
+    n, count = len(column), int((column >= value).sum())
+    if n < 2:
+        return 0
+    return math.floor(-math.log2(count / n) * 255 / math.log2(n) + 1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_columns(VALUES))
+def test_codes_are_the_definition(values: np.ndarray) -> None:
+    edge = codes.edges(values, signed=False)
+    coded = codes.encode(values, edge)
+    assert (edge[:, 1:] >= edge[:, :-1]).all()
+    for c in range(values.shape[1]):
+        expected = [_code(v, values[:, c]) for v in values[:, c]]
+        if len(values) > 1:
+            assert coded[:, c].tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(_columns(SIGNED), st.booleans())
+def test_codes_rise_with_values_and_count_exactly(values: np.ndarray, signed: bool) -> None:
+    edge = codes.edges(values, signed)
+    coded = codes.encode(values, edge)
+    counts, means = codes.counts_and_means(values, coded)
+    reaching = codes.reaching(counts)
+    for c in range(values.shape[1]):
+        column = values[:, c]
+        order = np.argsort(column, kind="stable")
+        assert (np.diff(coded[order, c].astype(int)) >= 0).all()
+        for code in np.unique(coded[:, c]):
+            assert reaching[c, code] == (column >= edge[c, code]).sum() == (coded[:, c] >= code).sum()
+            np.testing.assert_allclose(means[c, code], column[coded[:, c] == code].mean(dtype=np.float64), rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(_columns(SIGNED))
+def test_signed_codes_use_both_halves(values: np.ndarray) -> None:
+    coded = codes.encode(values, codes.edges(values, signed=True))
+    n = len(values)
+    for c in range(values.shape[1]):
+        column = values[:, c]
+        upper = (column[:, None] <= column[None]).sum(1) <= n / 2  # images that reach it: at most half
+        assert (coded[upper, c] >= codes.CENTRE).all() or n < 3
+        assert (coded[~upper, c] < codes.CENTRE).all() or n < 3
+
+
+def test_a_new_picture_counts_itself() -> None:
+    values = np.arange(1, 101, dtype=np.float32)[:, None]
+    edge = codes.edges(values, signed=False)
+    counts, _ = codes.counts_and_means(values, codes.encode(values, edge))
+    top, nothing = (codes.tail_probability(np.array([v], np.float32), edge, counts)[0] for v in (1000.0, 0.0))
+    assert top == 2 / 101  # the image at the highest edge, and itself
+    assert nothing == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(_columns(SIGNED), st.integers(0, 300))
+def test_sketches_merge_exactly(values: np.ndarray, cut: int) -> None:
+    whole = sketch.build(values, signed=True)
+    merged = sketch.merge(sketch.build(values[:cut], True), sketch.build(values[cut:], True))
+    for name in ("offsets", "bins", "counts"):
+        assert (getattr(whole, name) == getattr(merged, name)).all()
+    assert whole.counts.sum() == values.size
+
+
+@given(arrays(np.float32, 50, elements=st.floats(-1000, 1000, width=32)))
+def test_sketch_keys_rise(values: np.ndarray) -> None:
+    rising = np.sort(values)
+    keys = sketch.keys(rising, signed=True).astype(int)
+    assert (np.diff(keys) >= 0).all()
+    back = sketch.lower_bounds(keys.astype(np.uint16), signed=True)
+    assert (np.abs(back - rising) <= np.maximum(np.abs(rising) / 64, 1e-4)).all()
+
+
+def test_moments_do_not_depend_on_the_cut() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((64, 5)) * 10.0 ** rng.integers(-8, 8, (64, 5))
+    whole = moments.add_rows(moments.zero(5), rows)
+    for cut in (1, 13, 40):
+        a, b = (moments.add_rows(moments.zero(5), part) for part in (rows[:cut], rows[cut:]))
+        joined = moments.add(a, b)
+        assert (joined.high == whole.high).all()
+    exact = [float(sum((Fraction(float(v)) for v in rows[:, c]), Fraction(0))) for c in range(5)]
+    assert whole.high.tolist() == exact
+
+
+def test_variance_without_cancellation() -> None:
+    rng = np.random.default_rng(1)
+    values = 1e6 + rng.standard_normal((1000, 3))
+    total, square = (moments.add_rows(moments.zero(3), v) for v in (values, values**2))
+    mean, variance = moments.mean_and_variance(total, square, 1000)
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(variance, values.var(0), rtol=1e-3)  # squares were rounded before they were added
+    constant = np.full((10, 3), 0.1)
+    total, square = Pair(constant.sum(0), np.zeros(3)), Pair((constant**2).sum(0), np.zeros(3))
+    assert (moments.mean_and_variance(total, square, 10)[1] < 1e-16).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(_columns(VALUES), st.integers(1, 40), st.booleans())
+def test_orders_are_sorts(values: np.ndarray, k: int, above_zero: bool) -> None:
+    column, n = values[:, 0], len(values)
+    means, ids = values[:, 1], np.random.default_rng(n).permutation(n * 3)[:n].astype(np.int64)
+    rows = [r for r in range(n) if column[r] > 0 or not above_zero]
+    expected = sorted(rows, key=lambda r: (-column[r], -means[r], ids[r]))[:k]
+    assert ranking.highest(column, means, ids, k, above_zero).tolist() == expected
+    assert ranking.lowest(column, ids, k).tolist() == sorted(range(n), key=lambda r: (column[r], ids[r]))[:k]
+    tail = ranking.tail_probabilities(column, np.sort(column))
+    assert tail.tolist() == [(column >= v).sum() / n for v in column]
+
+
+@settings(max_examples=40, deadline=None)
+@given(_columns(VALUES))
+def test_quantiles_are_values_that_enough_images_do_not_exceed(values: np.ndarray) -> None:
+    ordered = np.sort(values, axis=0)
+    for name, found in ranking.quantiles(ordered).items():
+        p = ranking.QUANTILES[name]
+        for c in range(values.shape[1]):
+            assert (values[:, c] <= found[c]).sum() >= p * len(values) - 1e-6
+            assert (values[:, c] < found[c]).sum() < p * len(values)
+
+
+def test_auc_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    classes = rng.integers(0, 4, 200)
+    classes[classes == 3] = rng.choice([0, 1, 2, 3], (classes == 3).sum(), p=[0.3, 0.3, 0.3, 0.1])
+    values = np.round(rng.random(200) + classes * 0.2, 1).astype(np.float32)  # many ties
+    sizes = np.bincount(classes, minlength=4).astype(np.int64)
+    found = ranking.auc(values, classes, sizes)
+    for c in range(4):
+        if sizes[c] < ranking.FEWEST_OF_CLASS:
+            assert np.isnan(found[c])
+        else:
+            assert found[c] == pytest.approx(roc_auc_score(classes == c, values), abs=1e-12)
+    assert np.isnan(found).any()
+    assert np.isfinite(found).any()
+
+
+def test_selectivity_by_hand() -> None:
+    means = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0], [9.0, 9.0]])
+    sizes = np.array([10, 10, 10, 9])  # the last class is too small to count
+    index, best = ranking.selectivity(means, sizes)
+    assert best.tolist() == [1, 0]
+    assert index[0] == pytest.approx((3 - 1.5) / (3 + 1.5))
+    assert np.isnan(index[1])
+
+
+def test_correlations_equal_numpy() -> None:
+    rng = np.random.default_rng(3)
+    values = (rng.standard_normal((2500, 6)) @ rng.standard_normal((6, 6))).astype(np.float32)
+    values[:, 4] = 2  # dead
+    exact = values.astype(np.float64)
+    mean, sd = exact.mean(0), np.where(np.ptp(exact, axis=0) > 0, exact.std(0), 0)
+    one = correlation.correlations([values], mean, sd)
+    cut = correlation.correlations([values[:7], values[7:1500], values[1500:]], mean, sd)
+    assert (one == cut).all(), "however the rows come"
+    living = [0, 1, 2, 3, 5]
+    np.testing.assert_allclose(one[np.ix_(living, living)], np.corrcoef(values[:, living].T), atol=1e-6)
+    channel, other = correlation.nearest(one, sd > 0, 2)
+    assert 4 not in channel
+    assert 4 not in other
+    for c in living:
+        expected = sorted((o for o in living if o != c), key=lambda o: -one[c, o])[:2]
+        assert other[channel == c].tolist() == expected
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.sampled_from(["<f4", "<u2", "<i4"]), st.data())
+def test_packed_columns_read_back_in_part(rows: int, width: int, dtype: str, data: st.DataObject) -> None:
+    values = np.random.default_rng(width).integers(0, 500, (rows, width)).astype(dtype)
+    first = data.draw(st.integers(0, width - 1))
+    last = data.draw(st.integers(first + 1, width))
+    with h5py.File("packed", "w", driver="core", backing_store=False) as file:
+        for name, array in packing.packed("x", values).items():
+            hdf5.create(file, name, array)
+        found = packing.unpacked(file, "x", slice(first, last))
+    assert found.dtype == values.dtype
+    assert (found == values[:, first:last]).all()

@@ -1,0 +1,113 @@
+"""`verify` trusts nothing: a flipped bit, a missing file, a stranger, a file that names another; `repair` mends it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from store import publish, verify
+from store.errors import UsageError
+from unitscope import cli
+
+
+@pytest.fixture
+def copy(demo_store: Path, tmp_path: Path) -> Path:
+    shutil.copytree(demo_store, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def _kinds(store: Path) -> list[Path]:
+    """One file of every folder and suffix."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(p for p in store.rglob("*") if p.is_file()):
+        found.setdefault((str(path.parent), path.suffix), path)
+    return list(found.values())
+
+
+def _flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << (place % 8)
+    path.write_bytes(data)
+
+
+def test_an_untouched_store_is_well(demo_store: Path) -> None:
+    report = verify.verify(demo_store)
+    assert report.problems == ()
+    assert report.files > 100
+
+
+def test_one_flipped_bit_in_any_kind_of_file_is_named(copy: Path) -> None:
+    rng = np.random.default_rng(0)
+    kinds = _kinds(copy)
+    assert len(kinds) >= 12
+    assert {p.suffix for p in kinds} == {".json", ".toml", ".parquet", ".h5"}
+    for path in kinds:
+        whole = path.read_bytes()
+        _flip(path, int(rng.integers(len(whole))))
+        named = [p.path for p in _problems(copy)]
+        assert path.relative_to(copy).as_posix() in named, path
+        path.write_bytes(whole)
+    assert not _problems(copy)
+
+
+def _problems(store: Path) -> tuple[verify.Problem, ...]:
+    try:
+        return verify.verify(store).problems
+    except UsageError as error:  # a manifest whose format number was hit: no store any more, and it says which file
+        return (verify.Problem("manifest.json", str(error)),)
+
+
+def test_missing_and_strange_files(copy: Path) -> None:
+    next(copy.rglob("units.parquet")).unlink()
+    (copy / "runs" / "extra.h5").write_bytes(b"x")
+    said = [str(p) for p in verify.verify(copy).problems]
+    assert any("units.parquet: is missing" in s for s in said)
+    assert any(s.startswith("runs/extra.h5: no commit record") for s in said)
+
+
+def test_a_file_that_names_another_is_refused(copy: Path) -> None:
+    target = next(copy.rglob("sketches.h5"))
+    with h5py.File(target, "a") as file:
+        file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "x")
+    record = next(r for r in publish.records(copy) if any(f.path.endswith("sketches.h5") for f in r.files))
+    files = tuple(
+        publish.File(f.path, target.stat().st_size, publish.sha256(target)) if f.path.endswith("sketches.h5") else f
+        for f in record.files
+    )
+    forged = publish.Record(record.run, record.stage, record.shard, record.fingerprint, files, record.facts)
+    (copy / "commits" / record.run / record.stage / f"{record.shard}.json").write_text(forged.text())
+    publish.write_manifest(copy)
+    assert ["names other files" in str(p) for p in verify.verify(copy).problems] == [True]
+
+
+def test_exit_codes(copy: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    assert run(cli, ["verify", str(copy)]).exit_code == 0
+    victim = next(copy.rglob("codes.h5"))
+    _flip(victim, 1000)
+    found = run(cli, ["verify", str(copy)])
+    assert found.exit_code == 1
+    assert str(victim.relative_to(copy)) in found.output
+    for nothing in (tmp_path / "no", tmp_path):
+        with pytest.raises(UsageError):
+            run(cli, ["verify", str(nothing)], catch_exceptions=False)
+
+
+def test_repair_runs_exactly_what_was_damaged(copy: Path, demo_store: Path) -> None:
+    damaged = [next(copy.rglob("visualizations/classifier.h5")), next(copy.rglob("codes_by_image/00000.h5"))]
+    for path in damaged:
+        _flip(path, 12_345)
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.h5")}
+    done = CliRunner().invoke(cli, ["repair", str(copy)], catch_exceptions=False)
+    assert "repaired" in done.output
+    assert not verify.verify(copy).problems
+    for path in copy.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (demo_store / path.relative_to(copy)).read_bytes(), path
+    untouched = next(p for p in before if p.name == "blocks.2.1.bn1.h5" and "codes_by_unit" in str(p))
+    assert untouched.stat().st_mtime_ns == before[untouched], "a whole layer was not folded again"
