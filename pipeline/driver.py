@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.config import Config
 from pipeline.data.indexing import refuse_too_many
 from pipeline.job import Job, Shard, Stage
-from pipeline.machine import set_up
+from pipeline.machine import in_order, set_up
 from pipeline.stages import STAGES
 from store import publish, verify
 from store.errors import UsageError
@@ -98,8 +98,9 @@ def _compute(job: Job, stage: Stage, shards: Sequence[Shard], total: int) -> Non
 
         workers = min(job.config.compute.workers, len(shards))
         if workers <= 1:
-            for shard in shards:
-                stage.run(job, shard, advance)
+            threads = job.streams if stage.side_by_side else 1
+            for _ in in_order(lambda shard: stage.run(job, shard, advance), shards, threads):
+                pass
         else:
             _in_processes(job, stage, shards, workers, advance)
 

@@ -46,12 +46,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Stage:
-    """`phases` lists shards to finish before the next list begins; `run` computes one and commits it."""
+    """`phases` lists shards to finish before the next list begins; `run` computes one and commits it.
+
+    `side_by_side`: shards run beside each other in one process; else batches inside a shard do.
+    """
 
     name: str
     unit: str  # of the progress bar
     phases: Callable[[Job], list[list[Shard]]]
     run: Callable[[Job, Shard, Callable[[int], None]], Record]
+    side_by_side: bool = False
 
 
 class Job:

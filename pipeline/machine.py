@@ -43,6 +43,9 @@ def set_up() -> None:
     torch.set_num_threads(1)
 
 
+# Visualization runs some fifty convolutions at a dozen canvas sizes, both ways: oneDNN's own 1,024 kernels are too few.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pipeline.featurevis import Picture, Renderer, Rendering, Settings
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
-from pipeline.machine import in_order
 from pipeline.stages.trust import Judge, Trust
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
@@ -96,7 +95,7 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
         return done, judge.judge(done.images, pictures, group.kind)
 
     images, columns = [], []
-    for done, trust in in_order(render, batches, job.streams):
+    for done, trust in map(render, batches):
         images.append(done.images)
         for value, t in zip(done.values.tolist(), trust, strict=True):
             columns.append([value, t.value_vs_best_example, t.rank_in_layer, t.beats_median])
@@ -151,4 +150,4 @@ def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
-STAGE = Stage("visualize", "unit", _phases, _run)
+STAGE = Stage("visualize", "unit", _phases, _run, side_by_side=True)
