@@ -16,7 +16,7 @@ demo: $(STAMP)
 	@echo "Look at stores/demo-unit.png, then: $(BIN)/unitscope sql stores/demo 'SELECT * FROM layers'"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -186,7 +186,11 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         raise UsageError(f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen")
 
 
-UNHASHED = {("compute", "workers"), ("compute", "threads"), ("model", "name"), ("dataset", "name")}
+# Keys that change no result: kept out of the fingerprint and of the stored config.
+UNHASHED = {
+    ("compute", "workers"), ("compute", "threads"), ("model", "name"), ("dataset", "name"),
+    ("dataset", "max_bad_fraction"),
+}  # fmt: skip
 
 
 def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:

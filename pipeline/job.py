@@ -124,7 +124,8 @@ class Job:
     def fingerprint(self) -> str:
         """SHA-256 over everything that changes results."""
         body = {
-            "config": {k: v for k, v in self.keys.items() if k != "model"},
+            "config": {k: self.keys[k] for k in self.keys if k not in ("model", "dataset")},
+            "dataset": {k: v for k, v in self.keys["dataset"].items() if k != "source"},  # its contents have a digest
             "layers": [layer.name for layer in self.layers],
             "preprocessing": self.model.preprocess.as_dict(),
             "versions": {"torch": torch.__version__, "unitscope": version("unitscope")},

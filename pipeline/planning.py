@@ -15,11 +15,12 @@ from pipeline.job import Job, Stage
 from pipeline.machine import set_up
 from pipeline.stages import STAGES, visualize
 from pipeline.stages.visualize import pictures_planned
+from store import layout
 from store.errors import UsageError
 
-# Bytes a number of the dense record takes, measured on EfficientNet-Lite0 and 500 photographs (benchmarks/RESULTS.md).
-STORE_BYTES = 1.9
-PARTIAL_BYTES = 4.9
+# Measured on EfficientNet-Lite0 and 500 photographs: bytes an image and unit, and bytes a unit whatever the images.
+STORE_BYTES, STORE_BYTES_OF_UNIT = 4.1, 5_500
+PARTIAL_BYTES, PARTIAL_BYTES_OF_UNIT = 7.9, 16_000
 SAMPLE = 3  # batches of the measurement
 
 
@@ -48,39 +49,56 @@ def make_plan(job: Job) -> str:
         ),
         f"dataset   {job.dataset}: {images:,} pictures",
         "",
-        f"{'stage':10} {'shards':>8} {'done':>6} {'hours':>9}",
+        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9}",
     ]
     for stage in STAGES:
         lines.append(_line(job, stage, images, rates))
-    activations = images * units
+    store = images * units * STORE_BYTES + units * STORE_BYTES_OF_UNIT
+    partials = images * units * PARTIAL_BYTES + units * PARTIAL_BYTES_OF_UNIT
     lines += [
         "",
-        f"store     {_bytes(activations * STORE_BYTES)}; while the scan is not folded, partials of "
-        f"{_bytes(activations * PARTIAL_BYTES)}",
+        f"store     {_bytes(store)}; partials, until they are folded, {_bytes(partials)}",
         f"measured  {1 / rates.image:.0f} pictures/s, {1 / rates.render_step:.0f} visualization steps/s",
     ]
     return "\n".join(lines)
 
 
 def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
-    per_worker = max(job.config.compute.workers, 1)
     sample = job.config.calibrate.images
-    hours = (
-        {
-            "calibrate": rates.image * (sample if images > sample else 0),
-            "scan": rates.image * images,
-            "examples": rates.image * min(images, int(job.units.offsets[-1]) * job.config.examples.count),
-            "visualize": rates.render_step * job.config.visualize.steps * pictures_planned(job),
-        }.get(stage.name, 0)
-        / 3600
-        / per_worker
-    )
+    seconds = {
+        "calibrate": rates.image * (sample if images > sample else 0),
+        "scan": rates.image * images,
+        "examples": rates.image * min(images, int(job.units.offsets[-1]) * job.config.examples.count),
+        "visualize": rates.render_step * job.config.visualize.steps * pictures_planned(job),
+    }.get(stage.name)
+    time = "" if seconds is None else _duration(seconds / job.config.compute.workers)
     try:
         total = sum(len(phase) for phase in stage.phases(job))
         done = total - len(missing_shards(job, stage))
-        return f"{stage.name:10} {total:8} {done:6} {hours:9.3f}"
+        return f"{stage.name:10} {total:8} {done:6} {time:>9}"
     except (UsageError, FileNotFoundError):  # its shards follow from a stage that has not run
-        return f"{stage.name:10} {'later':>8} {0:6} {hours:9.3f}"
+        return f"{stage.name:10} {_planned(job, stage.name, images):>8} {0:6} {time:>9}"
+
+
+def _planned(job: Job, stage: str, images: int) -> str:
+    """Shards of a stage whose inputs are not there yet; "to N" where rejected pictures or dead units may lower it."""
+    size, layers = job.config.scan.shard_size, len(job.layers)
+    if stage == "calibrate":
+        return "1"
+    if stage == "fold":
+        return str(layers + -(-images // layout.BLOCK) + 1)
+    if stage == "visualize":
+        v = job.config.visualize
+        pictures = [min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized]
+        return f"to {sum(-(-p // v.shard_size) for p in pictures) * len(v.kinds) * len(v.directions) + 1}"
+    return f"to {-(-images // size) + (1 if stage == 'examples' else 0)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _measure(job: Job, paths: list[str]) -> Rates:

@@ -47,7 +47,11 @@ def _config_of(root: Path, run: str) -> Config:
         raise UsageError(f"{root}: run {run} has no index record, so its config is lost: run the config again")
     config = parse_config(tomllib.loads(record.facts["config"]), f"{root}, run {run}")
     model, _, dataset = run.partition("@")
-    return replace(config, model=replace(config.model, name=model), dataset=replace(config.dataset, name=dataset))
+    return replace(
+        config,
+        model=replace(config.model, name=model),
+        dataset=replace(config.dataset, name=dataset, max_bad_fraction=1.0),
+    )
 
 
 def _forget(job: Job, record: Record) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# One thread a process, as the pipeline has it: OpenMP's threads spin at each other when tests share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def shortened(text: str) -> str:
