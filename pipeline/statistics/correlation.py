@@ -59,5 +59,10 @@ def nearest(
         return nothing, nothing
     part = matrix[np.ix_(living, living)].copy()
     np.fill_diagonal(part, -np.inf)
-    order = np.argsort(-part, axis=1, kind="stable")[:, : min(k, len(living) - 1)]
-    return np.repeat(living, order.shape[1]), living[order].ravel()
+    k = min(k, len(living) - 1)
+    least = -np.partition(-part, k - 1, axis=1)[:, k - 1]  # each row's k-th: what reaches it is few, ties included
+    order = np.empty((len(living), k), np.int64)
+    for row, values in enumerate(part):
+        near = np.flatnonzero(values >= least[row])
+        order[row] = near[np.argsort(-values[near], kind="stable")][:k]
+    return np.repeat(living, k), living[order].ravel()
