@@ -137,6 +137,9 @@ def render(
     """
     from PIL import Image
 
+    path = Path(output or re.sub(r"[^\w.-]+", "-", objective) + ".png")
+    if path.suffix.lower() not in Image.registered_extensions() or not path.parent.is_dir():
+        raise UsageError(f"--output {path}: expected a picture file, such as unit.png, in a folder that exists")
     from pipeline import featurevis
     from pipeline.machine import keep_memory
     from pipeline.models import open_model
@@ -145,14 +148,14 @@ def render(
     direction = "negative" if negative else "positive"
     opened = open_model(model, weights)
     found = featurevis.render(opened, objective, size=size, steps=steps, seed=seed, direction=direction)
-    path = Path(output or re.sub(r"[^\w.-]+", "-", objective) + ".png")
     Image.fromarray(found.images[0].squeeze()).save(path)
     click.echo(f"{path}: {objective} reaches {found.values[0]:.4g}")
 
 
 @click.command()
 @click.argument("store")
-def repair(store: str) -> None:
+@click.option("--allow-model-code", is_flag=True, help="Let a python: model named by the store be imported.")
+def repair(store: str, allow_model_code: bool) -> None:
     """Run again exactly the shards of STORE whose files are damaged or missing, as `verify` finds them.
 
     \b
@@ -161,7 +164,7 @@ def repair(store: str) -> None:
     """
     from pipeline.repairing import repair_store
 
-    click.echo(repair_store(Path(store)))
+    click.echo(repair_store(Path(store), allow_model_code))
 
 
 COMMANDS = {"run": run, "plan": plan, "layers": layers, "render": render, "repair": repair}

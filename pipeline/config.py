@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -175,9 +176,15 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
     for one in value if isinstance(value, tuple) else (value,):
         if key in CHOICES and one not in CHOICES[key]:
             raise UsageError(f"{where} = {one!r}: expected one of {', '.join(CHOICES[key])}")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise UsageError(f"{where} = {one!r}: expected a finite number")
         least = 1 if key in AT_LEAST_ONE else 0
         if isinstance(one, (int, float)) and one < least:
             raise UsageError(f"{where} = {one!r}: expected at least {least}")
+    if key == ("visualize", "learning_rate") and value == 0:
+        raise UsageError(f"{where} = 0: expected a number above 0")
+    if key in (("scan", "topk"), ("scan", "lowest")) and value > 32_767:
+        raise UsageError(f"{where} = {value!r}: expected at most 32767; the dense record holds the rest")
     if key == ("visualize", "size") and value < 16:
         raise UsageError(f"{where} = {value!r}: expected at least 16")
     if key == ("dataset", "max_bad_fraction") and value > 1:

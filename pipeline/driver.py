@@ -42,7 +42,7 @@ def run(job: Job, wanted: Sequence[str] = (), part: Slice = WHOLE) -> None:
     publish.remove_stale_temporaries(job.root)
     for stage in STAGES:
         if wanted and stage.name not in wanted:
-            if stage.name != wanted[-1] and _is_before(stage.name, wanted):
+            if _is_before_last(stage.name, wanted):
                 _require(job, stage)
             continue
         run_stage(job, stage, part)
@@ -70,9 +70,9 @@ def missing_shards(job: Job, stage: Stage) -> list[Shard]:
     return [shard for phase in stage.phases(job) for shard in phase if shard.name not in done]
 
 
-def _is_before(name: str, wanted: Sequence[str]) -> bool:
+def _is_before_last(name: str, wanted: Sequence[str]) -> bool:
     order = [stage.name for stage in STAGES]
-    return order.index(name) < min(order.index(w) for w in wanted)
+    return order.index(name) < max(order.index(w) for w in wanted)
 
 
 def _require(job: Job, stage: Stage) -> None:
@@ -99,7 +99,7 @@ def _compute(job: Job, stage: Stage, shards: Sequence[Shard], total: int) -> Non
         workers = min(job.config.compute.workers, len(shards))
         if workers <= 1:
             threads = job.streams if stage.side_by_side else 1
-            for _ in in_order(lambda shard: stage.run(job, shard, advance), shards, threads):
+            for _ in in_order(lambda shard: _run_shard(job, stage, shard, advance), shards, threads):
                 pass
         else:
             _in_processes(job, stage, shards, workers, advance)
@@ -137,7 +137,16 @@ def _work(shard: Shard) -> None:
     if _worker is None:
         raise RuntimeError("the worker was not begun")
     job, stage = _worker
-    stage.run(job, shard, lambda _: None)
+    _run_shard(job, stage, shard, lambda _: None)
+
+
+def _run_shard(job: Job, stage: Stage, shard: Shard, advance: Callable[[int], None]) -> None:
+    """Another process may finish this shard, or the whole stage, and take the partials away meanwhile."""
+    try:
+        stage.run(job, shard, advance)
+    except (UsageError, OSError):
+        if job.record(stage.name, shard.name) is None and job.record(stage.name, "finish") is None:
+            raise
 
 
 def _refuse_bad(job: Job, stage: Stage, done: dict[str, publish.Record]) -> None:

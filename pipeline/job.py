@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.data import sources
+from pipeline.data.indexing import limited
 from pipeline.data.loading import Batch, batches
+from pipeline.data.sources import Entry
 from pipeline.graph import Layer
 from pipeline.machine import in_order, resolve_device, threads_of_worker
 from pipeline.measuring import Measurer, Units
@@ -89,8 +91,9 @@ class Job:
     def visualized(self) -> tuple[Layer, ...]:
         """The layers of the run that `[visualize] layers` names."""
         chosen = self.config.visualize.layers
-        if isinstance(chosen, str):
+        if chosen in ("blocks", "all"):
             return self.layers
+        chosen = (chosen,) if isinstance(chosen, str) else chosen
         for pattern in chosen:
             if not fnmatch.filter([layer.name for layer in self.layers], pattern):
                 near = difflib.get_close_matches(pattern, [layer.name for layer in self.layers], 3)
@@ -100,6 +103,24 @@ class Job:
                     f"(see `unitscope layers {self.config.model.source}`)"
                 )
         return tuple(x for x in self.layers if any(fnmatch.fnmatch(x.name, pattern) for pattern in chosen))
+
+    @functools.cached_property
+    def entries(self) -> list[Entry]:
+        """The pictures of the source that `limit` and `limit_per_class` leave."""
+        return limited(self.source.entries, self.config.dataset.limit, self.config.dataset.limit_per_class)
+
+    @functools.cached_property
+    def listing(self) -> str:
+        """SHA-256 over the list of pictures, paths and classes: what can be compared without reading them."""
+        text = "\n".join(f"{entry.path}\0{entry.label}" for entry in self.entries)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def other_pictures(self) -> str:
+        return (
+            f"{self.root} already holds a dataset {self.dataset!r} with other pictures: "
+            "give this one another `name` in [dataset], or put back what was indexed"
+        )
 
     @property
     def dataset(self) -> str:
@@ -146,6 +167,12 @@ class Job:
         return order[status[order] == "accepted"].astype(np.int64)
 
     @functools.cached_property
+    def accepted(self) -> NDArray[np.int64]:
+        """image_id of the pictures that the scan could decode, in order of position."""
+        rejected = [i for record in self.done("scan").values() for i, _ in record.facts["rejected"]]
+        return self.readable[~np.isin(self.readable, rejected)]
+
+    @functools.cached_property
     def _paths(self) -> list[str]:
         return [str(p) for p in self.images["path"].to_pylist()]
 
@@ -154,10 +181,18 @@ class Job:
         return [str(d) for d in self.images["sha256"].to_pylist()]
 
     def read_image(self, image_id: int) -> bytes:
-        """The bytes of a picture; OSError where they are no longer what was indexed."""
-        data = self.source.read(self._paths[image_id])
+        """The bytes of a picture. Raises UsageError where they are no longer what was indexed: nothing is recorded."""
+        path = self._paths[image_id]
+        try:
+            data = self.source.read(path)
+        except OSError as error:
+            raise UsageError(
+                f"{path} was indexed and cannot be read now ({error.strerror}): put it back, run again"
+            ) from error
         if hashlib.sha256(data).hexdigest() != self._digests[image_id]:
-            raise OSError(0, "the file has changed since it was indexed")
+            raise UsageError(
+                f"{path} has changed since it was indexed: put it back, or index the pictures under another `name`"
+            )
         return data
 
     def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:
@@ -191,6 +226,8 @@ class Job:
     def done(self, stage: str) -> dict[str, Record]:
         """The committed shards of a stage. Raises UsageError where they were made under another fingerprint."""
         found = publish.records(self.root, self.run, stage)
+        if stage == "index" and any(record.facts["listing"] != self.listing for record in found):
+            raise UsageError(self.other_pictures)
         for record in found:
             if record.fingerprint != self.fingerprint:
                 raise UsageError(self._other_config(record))

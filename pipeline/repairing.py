@@ -8,36 +8,53 @@ from pathlib import Path
 
 from pipeline import driver
 from pipeline.config import Config, parse_config
+from pipeline.data.indexing import index_digest, index_source
 from pipeline.job import Job
+from pipeline.stages import STAGES
 from store import layout, publish, verify
 from store.errors import UsageError
 from store.publish import Record
 
 
-def repair_store(root: Path) -> str:
-    """Repairs every run of a store; returns what was done as one line."""
-    verify.require_store(root)
+def repair_store(root: Path, model_code: bool = False) -> str:
+    """Repairs every run of a store; returns what was done as one line.
+
+    `model_code`: whether a run whose model is a `python:` source, which runs code, may be computed again.
+    """
     report = verify.verify(root)
-    damaged = verify.repairable(report)
-    others = [p for p in report.problems if p.record is None]
-    for problem in others:
-        if problem.path.startswith(f"{layout.COMMITS}/"):
-            publish.remove_damaged(root, problem.path)
     if not report.problems:
         return f"{root}: nothing to repair"
-    for run in sorted({r.run for r in damaged} | {p.path.split("/")[1] for p in others if "/" in p.path}):
-        job = Job(_config_of(root, run), root)
-        if job.run != run:
-            raise UsageError(f"{root}: run {run} opens as {job.run} now: has its model or dataset been renamed?")
-        for record in damaged:
-            if record.run == run:
-                _forget(job, record)
-        driver.run(job)
+    damaged = verify.repairable(report)
+    lost = [p.path for p in report.problems if p.record is None and p.path.startswith(f"{layout.COMMITS}/")]
+    runs = sorted({r.run for r in damaged} | {path.split("/")[1] for path in lost})
+    jobs = [_job_of(root, run, model_code) for run in runs]  # all can be opened before anything is taken away
+    for path in lost:
+        publish.remove_damaged(root, path)
     publish.write_manifest(root)
+    for job in jobs:
+        mine = [record for record in damaged if record.run == job.run]
+        again = {path.split("/")[2] for path in lost if path.split("/")[1] == job.run}
+        stages = {r.stage for r in publish.records(root, job.run)} | again
+        for record in mine:
+            _forget(job, record)
+        driver.run(job, [stage.name for stage in STAGES if stage.name in stages])
     left = verify.verify(root).problems
     if left:
-        raise UsageError(f"{root}: {len(left)} problems are left; first: {left[0]}")
-    return f"{root}: repaired, {len(damaged)} shard(s) run again"
+        raise UsageError(f"{root}: {len(left)} problems are left that no shard can mend; first: {left[0]}")
+    return f"{root}: repaired, {len(damaged) + len(lost)} shard(s) run again"
+
+
+def _job_of(root: Path, run: str, model_code: bool) -> Job:
+    config = _config_of(root, run)
+    if config.model.source.startswith("python:") and not model_code:
+        raise UsageError(
+            f"run {run} has the model {config.model.source}, which runs code: if you trust this store, "
+            "repair it with --allow-model-code"
+        )
+    job = Job(config, root)
+    if job.run != run:
+        raise UsageError(f"{root}: run {run} opens as {job.run} now: has its model or dataset been renamed?")
+    return job
 
 
 def _config_of(root: Path, run: str) -> Config:
@@ -56,6 +73,12 @@ def _config_of(root: Path, run: str) -> Config:
 
 def _forget(job: Job, record: Record) -> None:
     """Forgets a shard, and the partials' makers where its inputs are gone already."""
+    if record.stage == "index":
+        rows = index_source(job.source, job.entries, max(job.threads, 2))
+        if index_digest(rows) != record.facts["digest"]:
+            raise UsageError(
+                f"the index of {job.dataset} is damaged and its pictures have changed: put them back first"
+            )
     publish.remove_record(job.root, record)
     for stage, (consumer, _) in verify.CONSUMERS.items():
         if consumer != record.stage or (stage == record.stage and record.shard != "finish"):

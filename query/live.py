@@ -19,6 +19,7 @@ from .run import Run
 if TYPE_CHECKING:
     from pipeline.measuring import Measurer
     from pipeline.models import Model
+    from pipeline.reduce.measured import Measured
 
 
 class Probe:
@@ -34,6 +35,7 @@ class Probe:
         self.dense, self.run = dense, dense.run
         self._model: Model = _open(self.run, model_code)
         settings = _settings(self.run)
+        self._batch: int = settings["scan"]["batch_size"]
         self._measure: Measurer = Measurer(
             self._model,
             [layer.name for layer in self.run.layers],
@@ -53,13 +55,27 @@ class Probe:
             image = open_image(path)
         except BadImageError as error:
             raise UsageError(f"picture {path}: {error}") from error
-        found = self._measure.pixels(self._model.preprocess.pixels(image)[None])
+        found = self._measured(self._model.preprocess.pixels(image))
         value, mean, flat = found.max[0].copy(), found.mean[0].copy(), found.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
         row = ImageRow(
             np.arange(self.run.units), value, mean, self._tail_p(value), flat // widths, flat % widths, self.run.n
         )
         return row.take(units)
+
+    def _measured(self, pixels: NDArray[np.uint8]) -> Measured:
+        """As the scan measured: a batch of its size, one thread. In another batch the last bits differ, and a copy of
+        a stored picture would fall on either side of its own code edge."""
+        import torch
+
+        batch = np.zeros((self._batch, *pixels.shape), np.uint8)
+        batch[0] = pixels
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._measure.pixels(batch)
+        finally:
+            torch.set_num_threads(threads)
 
     def _tail_p(self, value: NDArray[np.float32]) -> NDArray[np.float64]:
         reached = np.empty(len(value), np.int64)

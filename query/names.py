@@ -59,7 +59,9 @@ def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
 def choose_runs(runs: Sequence[Run], model: str | None, dataset: str | None) -> list[Run]:
     """The runs of this model and dataset; an unknown name is an error."""
     if not runs:
-        raise UsageError("the store has no run yet: run `unitscope run CONFIG --store STORE`")
+        raise UsageError(
+            "the store has no finished run yet (its scan is not folded): run `unitscope run CONFIG --store STORE`"
+        )
     for what, name, known in (
         ("model", model, {r.model for r in runs}),
         ("dataset", dataset, {r.dataset for r in runs}),

@@ -283,6 +283,6 @@ def _same(place: Path, new: Record) -> Record:
     if old.text() != new.text():
         raise UsageError(
             f"{place} was committed by another process with other contents: two runs of one shard must agree; "
-            "are both on the same kind of processor and the same versions?"
+            "are both on the same kind of processor and the same versions? `unitscope repair` makes it whole"
         )
     return old

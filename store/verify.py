@@ -42,7 +42,7 @@ class Report:
 
 def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Report:
     """Reads every file that a record lists. Raises UsageError where `root` is no store."""
-    publish.check_version(root)
+    require_store(root)
     problems: list[Problem] = []
     records: list[Record] = []
     for path in sorted((root / layout.COMMITS).rglob("*.json")):
@@ -56,7 +56,10 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
     done = {(r.run, r.stage, r.shard) for r in records}
     files: dict[str, tuple[File, Record]] = {}
     for record, file in publish.files_of(records):
-        files.setdefault(file.path, (file, record))
+        if files.setdefault(file.path, (file, record))[0] != file:
+            problems.append(
+                Problem(file.path, f"two records disagree about it, {record.run} and another run's", record)
+            )
     checked = size = 0
     for name, (file, record) in sorted(files.items()):
         if layout.is_partial(name) and (record.run, *CONSUMERS[record.stage]) in done:
@@ -79,7 +82,7 @@ def _text(path: Path) -> str:
 def _check_manifest(root: Path, records: list[Record], complete: bool) -> list[Problem]:
     text = _text(root / layout.MANIFEST)
     if not publish.is_sealed(text):
-        return [Problem(layout.MANIFEST, "the manifest is damaged")]
+        return [Problem(layout.MANIFEST, "the manifest is damaged or missing: run the config again, or repair")]
     unfinished = not any(r.shard == "finish" for r in records)
     if complete and not unfinished and text != publish.manifest_text(records):
         return [Problem(layout.MANIFEST, "is not the union of the commit records: the run was cut off; run it again")]
@@ -125,7 +128,9 @@ def _strangers(root: Path, known: set[str]) -> list[Problem]:
         for path in sorted((root / top).rglob("*")):
             relative = path.relative_to(root).as_posix()
             if path.is_file() and relative not in known:
-                problems.append(Problem(relative, "no commit record lists it: run the config again, or delete it"))
+                problems.append(
+                    Problem(relative, "no commit record lists it: delete it, or run the config again if it was cut off")
+                )
     return problems
 
 
@@ -136,6 +141,11 @@ def repairable(report: Report) -> list[Record]:
 
 
 def require_store(root: Path) -> None:
+    """Raises UsageError unless `root` is a store; one whose manifest is damaged is told by its sealed records."""
     if not root.is_dir():
         raise UsageError(f"{root} does not exist: `unitscope run CONFIG --store {root}` makes a store")
+    if not publish.is_sealed(_text(root / layout.MANIFEST)):
+        records = (root / layout.COMMITS).rglob("*.json")
+        if any(publish.is_sealed(_text(path)) for path in records):
+            return
     publish.check_version(root)

@@ -33,6 +33,8 @@ def test_shipped_configs_parse(path: Path) -> None:
         ({"dataset": {"source": "folder:x", "max_bad_fraction": 2}}, r"share from 0 to 1"),
         ({"model": {"source": "timm:x", "name": "No Slug"}}, r"slug"),
         ({"model": {}}, r"\[model\] source is missing"),
+        ({"visualize": {"learning_rate": float("nan")}}, r"finite"),
+        ({"scan": {"topk": 40_000}}, r"at most 32767"),
         ({"compute": {"device": "tpu"}}, r"expected one of auto, cpu, cuda"),
         ({"model": "resnet"}, r"must be a section"),
     ],

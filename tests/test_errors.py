@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import unitscope
+from store import publish
 
 ROOT = Path(__file__).parent.parent
 MODEL = '[model]\nsource = "timm:tf_efficientnet_lite0"\nweights = "random:0"\n'
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Path:
         (path / f"{name}.toml").write_text(text)
     old = path / "old"
     shutil.copytree(demo_store / "commits", old / "commits")
-    (old / "manifest.json").write_text(json.dumps({"format": 99, "records": []}))
+    (old / "manifest.json").write_text(publish.sealed({"format": 99, "records": []}))
     return path
 
 

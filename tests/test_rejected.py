@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from pipeline import driver
 from pipeline.config import Config, parse_config
 from pipeline.data.sources import open_source
 from pipeline.job import Job
-from store import layout
+from store import layout, verify
 from store.errors import UsageError
 
 CUT = "b/04.jpg"  # its header reads, its pixels do not: rejected by the scan
@@ -78,12 +79,50 @@ def test_too_many_stop_the_run_and_a_higher_share_goes_on(folder: Path, tmp_path
     assert (tmp_path / "store" / layout.table(strict.run, "units")).exists()
 
 
-def test_a_picture_changed_after_the_index_is_rejected(folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "photos"
+def test_a_picture_lost_or_changed_after_the_index_stops_the_scan_and_loses_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy, store = tmp_path / "photos", tmp_path / "store"
     shutil.copytree(folder, copy)
-    job = Job(_config(copy, 0.9), tmp_path / "store", progress=False)
-    driver.run(job, ("index", "calibrate"))
+    driver.run(Job(_config(copy, 0.9), store, progress=False), ("index", "calibrate"))
+    whole = (copy / "b/03.jpg").read_bytes()
     shutil.copy(copy / "a/00.jpg", copy / "b/03.jpg")
-    driver.run(Job(_config(copy, 0.9), tmp_path / "store", progress=False), ("scan", "fold"))
-    reasons = query.open(tmp_path / "store").sql("SELECT image_id, reason FROM rejected_images ORDER BY 1").fetchall()
-    assert reasons[1] == (3, "cannot be read: the file has changed since it was indexed")
+    with pytest.raises(UsageError, match=r"b/03.jpg has changed since it was indexed"):
+        driver.run(Job(_config(copy, 0.9), store, progress=False), ("scan", "fold"))
+    (copy / "b/03.jpg").write_bytes(whole)
+    driver.run(Job(_config(copy, 0.9), store, progress=False), ("scan", "fold"))
+    reasons = query.open(store).sql("SELECT image_id FROM rejected_images ORDER BY 1").fetchall()
+    assert reasons == [(2,), (4,)]
+    (copy / "b/06.jpg").write_bytes(whole)
+    with pytest.raises(UsageError, match="other pictures"):
+        driver.run(Job(_config(copy, 0.9), store, progress=False))
+
+
+def test_names_that_are_taken(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    driver.run(Job(_config(folder, 0.5), store, progress=False), ("index",))
+    config = _config(folder, 0.5)
+    other = replace(config, model=replace(config.model, weights="random:1"), dataset=replace(config.dataset, name="b"))
+    with pytest.raises(UsageError, match=r"already holds a model 'tf_efficientnet_lite0' with other weights"):
+        driver.run(Job(other, store, progress=False), ("index",))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    config = _config(elsewhere, 0.5)
+    second = replace(config, model=replace(config.model, name="second"))
+    driver.run(Job(second, store, progress=False), ("index",))  # the same pictures from another place
+    assert verify.verify(store).problems == ()
+    assert query.open(store).sql("SELECT source FROM datasets").fetchall() == [(f"folder:{folder}",)]
+
+
+def test_a_rejected_picture_is_no_natural_example(folder: Path, tmp_path: Path) -> None:
+    """Its code is 0, the least: it must not be taken for the weakest image of a negative visualization."""
+    config = _config(folder, 0.5)
+    pictures = replace(
+        config.visualize, directions=("positive", "negative"), kinds=("channel", "neuron"), units_per_layer=2, steps=2,
+        batch=2, layers=("classifier",),
+    )  # fmt: skip
+    job = Job(replace(config, visualize=pictures), tmp_path / "store", progress=False)
+    driver.run(job)
+    made = pd.read_parquet(job.root / layout.table(job.run, "visualizations"))
+    assert len(made) == 8
+    assert made["rank_in_layer"].isna().tolist() == (made["direction"] == "negative").tolist()

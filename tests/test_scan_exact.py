@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import fx
 
+import query
 from pipeline.config import read_config
 from pipeline.data.decode import open_image
 from pipeline.job import Job
@@ -200,3 +201,18 @@ def test_against_the_untouched_network(job: Job) -> None:
         assert (np.abs(value - high[rows, channel]) <= 1e-4 * np.maximum(scale, np.abs(value))).all(), layer.name
         # another image may only be first where its value is within that of ours
         assert (high[:, channel].max(0) - high[rows, channel] <= 1e-4 * np.maximum(scale, np.abs(value))).all()
+
+
+def test_a_copy_of_a_stored_picture_is_placed_as_itself(job: Job, tmp_path: Path) -> None:
+    """A picture never scanned: (1 + images that reach it) / (N + 1), with the stored row's own values."""
+    scope = query.open(job.root)
+    n, image_id = len(job.readable), int(job.readable[5])
+    file = tmp_path / "copy.jpg"
+    file.write_bytes(job.read_image(image_id))
+    stored = scope.sql("SELECT layer, channel, value, tail_p, y, x FROM tail WHERE image_id = $1", [image_id]).df()
+    live = scope.top_units(str(file), k=22_008).merge(stored, on=["layer", "channel"], suffixes=("", "_stored"))
+    assert len(live) == len(stored) > 5_000
+    assert (live["value"] == live["value_stored"]).all()
+    assert (live["y"] == live["y_stored"]).all()
+    top = live["tail_p_stored"] * n
+    assert ((live["tail_p"] * (n + 1)).round() == 1 + top.round()).all()

@@ -20,7 +20,7 @@ class BadImageError(Exception):
 def read_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels after EXIF rotation, from the header alone. Raises BadImageError."""
     image = _open(data)
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -29,7 +29,8 @@ def open_image(source: bytes | Path | str) -> Image.Image:
     image = _open(source if isinstance(source, bytes) else _read(Path(source)))
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except BadImageError:
         raise
@@ -58,6 +59,14 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MOST_PIXELS // 2:
         raise BadImageError(f"{image.width} x {image.height} pixels are more than the {MOST_PIXELS // 2} allowed")
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where the EXIF block is broken."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # SyntaxError, struct.error, ...: from a block that says nothing about the pixels
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -41,8 +41,6 @@ def batches(
             return pixels(open_image(read(image_id)))
         except BadImageError as error:
             return str(error)
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
 
     cuts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
     with ThreadPoolExecutor(max(threads, 1)) as pool:

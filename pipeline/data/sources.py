@@ -81,10 +81,21 @@ def _folder_entries(root: Path) -> list[Entry]:
 
 
 def _pictures(root: Path) -> list[Path]:
+    def unreadable(error: OSError) -> None:
+        raise UsageError(f"dataset folder {error.filename} cannot be read: {error.strerror}")
+
     found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [s for s in subfolders if not s.startswith(".")]
+    seen = {os.path.realpath(root)}
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
+        real = {s: os.path.realpath(os.path.join(folder, s)) for s in subfolders if not s.startswith(".")}
+        subfolders[:] = [s for s in real if real[s] not in seen]  # a link back to a folder above would never end
+        seen |= set(real.values())
         found += [Path(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
     return found
 
 

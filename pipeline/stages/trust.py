@@ -47,7 +47,7 @@ class Judge:
         mine = units.filter(np.array(units["layer"].to_pylist()) == layer.name)
         self._max_mean, self._max_sd = (mine[c].to_numpy() for c in ("max_mean", "max_sd"))
         self._mean_codes = hdf5.read(job.root / layout.codes_by_unit(job.run, layer.name), "mean")
-        self._examples = self._highest_examples()
+        self._examples = self._strongest()
 
     def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str) -> list[Trust]:
         """images: uint8 [n, H, W, C] of the pictures."""
@@ -58,10 +58,11 @@ class Judge:
             getattr(self.job.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
         ], 1))  # fmt: skip
         highest, values = measured[:, 0], measured[:, 1 if kind == "channel" else 0]
-        reached, best = self._open_values(x, kind), self._best(pictures, kind)
+        positive = pictures[0].direction == "positive"  # one for all: they are one group
+        reached, best = self._open_values(x, kind, positive), self._best(pictures, kind, positive)
         judged = []
         for row, picture in enumerate(pictures):
-            sign = 1 if picture.direction == "positive" else -1
+            sign = 1 if positive else -1
             ratio = float(reached[row, picture.channel]) / best[row] if sign * best[row] > 0 else float("nan")
             median = self._median(picture.channel, "mean" if kind == "channel" else "max")
             rank = self._rank(highest[row], picture.channel) if sign > 0 else -1
@@ -76,46 +77,50 @@ class Judge:
             found.append(measure(filled)[: len(part)])
         return np.concatenate(found)
 
-    def _open_values(self, x: Tensor, kind: str) -> NDArray[np.float32]:
-        """The objective's value of every channel before the clip: float32 [n, C]."""
+    def _open_values(self, x: Tensor, kind: str, positive: bool) -> NDArray[np.float32]:
+        """Every channel before the clip, its spatial mean or its extreme: float32 [n, C]."""
 
         def measure(part: Tensor) -> NDArray[np.float32]:
             inputs = self.job.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 found: Tensor = self._open(inputs)
-            values = found.double().mean((2, 3)) if kind == "channel" else found.amax((2, 3))
+            extreme = found.amax if positive else found.amin
+            values = found.double().mean((2, 3)) if kind == "channel" else extreme((2, 3))
             return values.float().cpu().numpy()
 
         return self._padded(x, measure)
 
-    def _best(self, pictures: Sequence[Picture], kind: str) -> list[float]:
+    def _best(self, pictures: Sequence[Picture], kind: str, positive: bool) -> list[float]:
         """The highest value (lowest, for negative pictures) among natural examples, before the clip, a picture each."""
         chosen = [self._candidates(picture, kind) for picture in pictures]
         ids = np.unique(np.concatenate(chosen))
         pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
         x = torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
-        values = self._open_values(x, kind)
+        values = self._open_values(x, kind, positive)
         found = []
         for picture, candidates in zip(pictures, chosen, strict=True):
             mine = values[np.searchsorted(ids, candidates), picture.channel]
-            found.append(float(mine.max() if picture.direction == "positive" else mine.min()))
+            found.append(float(mine.max() if positive else mine.min()))
         return found
 
     def _candidates(self, picture: Picture, kind: str) -> NDArray[np.int64]:
-        ids = self.job.readable
+        ids = self.job.accepted
+        positive = picture.direction == "positive"
         if kind == "channel":
             row = self._mean_codes[picture.channel, ids]
-            return ids[[row.argmax() if picture.direction == "positive" else row.argmin()]]
-        return self._examples.get(picture.channel, ids[:1])
+            return ids[[row.argmax() if positive else row.argmin()]]
+        return self._examples.get((picture.channel, "highest" if positive else "lowest"), ids[:1])
 
-    def _highest_examples(self) -> dict[int, NDArray[np.int64]]:
+    def _strongest(self) -> dict[tuple[int, str], NDArray[np.int64]]:
+        """The first examples of each channel and direction."""
         table = parquet.read(
             self.job.root / layout.table(self.job.run, "top_examples"),
             ["layer", "channel", "direction", "rank", "image_id"],
         )
         frame = table.to_pandas()
-        near = (frame["layer"] == self.layer.name) & (frame["direction"] == "highest") & (frame["rank"] <= CANDIDATES)
-        return {int(str(c)): g["image_id"].to_numpy() for c, g in frame[near].groupby("channel")}
+        near = frame[(frame["layer"] == self.layer.name) & (frame["rank"] <= CANDIDATES)]
+        groups = near.groupby(["channel", "direction"], observed=True)["image_id"]
+        return {(int(key[0]), str(key[1])): ids.to_numpy() for key, ids in groups}
 
     def _median(self, channel: int, of: str) -> float:
         """The code edge that half of the images reach: the median image's value, to a code's width."""
