@@ -59,6 +59,8 @@ def plain(value: Any) -> Any:
 def rows_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -> str:
     """`form`: table, csv or json (an array of objects)."""
     if form == "json":
+        if len(set(columns)) < len(columns):
+            raise UsageError("two columns have one name, which JSON cannot hold: name them with AS")
         return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False, indent=1) + "\n"
     if form == "csv":
         buffer = io.StringIO()
