@@ -122,14 +122,16 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
         if key not in known:
             raise UsageError(f"{where}: unknown preprocessing key {key!r}; known are {', '.join(sorted(known))}")
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if "height" in plain and "resize" not in plain:
-        plain["resize"] = min(int(plain["height"]), int(plain.get("width", plain["height"])))
     for key, value in plain.items():
         wanted = (
             tuple if key in ("mean", "std") else str if key == "interpolation" else bool if key == "squash" else int
         )
         if not isinstance(value, wanted) or (isinstance(value, int) and wanted is int and value < 1):
             raise UsageError(f"{where}: preprocessing {key} = {value!r}: expected {_EXPECTED[wanted]}")
+    if "height" in plain or "width" in plain:  # one of them is a square; no margin is cut unless asked for
+        plain.setdefault("height", plain.get("width"))
+        plain.setdefault("width", plain["height"])
+        plain.setdefault("resize", min(plain["height"], plain["width"]))
     return Preprocess(**plain)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"weights {path} holds no state dict (a mapping from names to tensors)")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    plain = OrderedDict((str(name).removeprefix("module."), value) for name, value in state.items())
+    _set_versions(plain, getattr(state, "_metadata", None))
+    return plain
 
 
 def package_file(name: str) -> Path:
@@ -60,7 +63,15 @@ def load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
         said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts if names)
         raise UsageError(f"weights {where} do not fit the network: {said}")
-    network.load_state_dict(state)
+    complete = OrderedDict(state)
+    _set_versions(complete, getattr(state, "_metadata", None) or getattr(wanted, "_metadata", None))
+    network.load_state_dict(complete)
+
+
+def _set_versions(state: OrderedDict[str, Tensor], versions: object) -> None:
+    """Module versions, which torch keeps beside a state dict and some networks (mnasnet) insist on."""
+    if versions is not None:
+        state._metadata = versions  # type: ignore[attr-defined]
 
 
 def digest(network: nn.Module) -> str:
