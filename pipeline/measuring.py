@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -118,12 +117,3 @@ def folded_network(model: Model, layers: Sequence[Layer]) -> torch.fx.GraphModul
     """A copy of the traced network, norms folded (a convolution whose own output is wanted is not), channels last."""
     folded = graph.fold_norms(model.graph.module, keep={layer.node for layer in layers})
     return copy.deepcopy(folded).to(memory_format=torch.channels_last)
-
-
-def resized(x: Tensor, model: Model) -> Tensor:
-    """Pictures [n, C, h, w] at the model's own input size, bilinear (antialiased where that is smaller)."""
-    size = (model.preprocess.height, model.preprocess.width)
-    if tuple(x.shape[2:]) == size:
-        return x
-    smaller = size[0] < x.shape[2] or size[1] < x.shape[3]
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=smaller)

@@ -27,7 +27,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from unitscope import cli
 
-    if os.environ.get("UNITSCOPE_WP"):
+    if os.environ.get("UNITSCOPE_WP"):  # a finished workplace, to be quick while developing
         return Path(os.environ["UNITSCOPE_WP"])
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "configs").mkdir()

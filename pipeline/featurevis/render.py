@@ -130,13 +130,13 @@ class Renderer:
     def _activations(self, x: Tensor, step: int) -> Tensor:
         x = compose(self.settings.chain, x, np.random.default_rng((self.settings.seed, step)))
         if self.input == "model":
-            x = self.network.resized(x)
+            x = self.network.preprocess.resized(x)
         return self.network(x, redirect=step < REDIRECTED_STEPS)
 
     @torch.no_grad()
     def _finished(self, x: Tensor, objective: Objective) -> Rendering:
         images = (x * 255).round().to(torch.uint8)
-        values = objective(self.network(self.network.resized(images.to(x.dtype) / 255)))
+        values = objective(self.network(self.network.preprocess.resized(images.to(x.dtype) / 255)))
         return Rendering(images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), values.float().cpu().numpy())
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.graph import Layer, fold_norms, truncated
@@ -32,14 +31,6 @@ class Subnetwork:
         x = self.preprocess.normalize(x).contiguous(memory_format=torch.channels_last)
         activations: Tensor = (self.redirected if redirect else self.plain).forward(x)
         return activations
-
-    def resized(self, x: Tensor) -> Tensor:
-        """Pictures at the model's own input size, bilinear."""
-        size = (self.preprocess.height, self.preprocess.width)
-        if x.shape[2:] == size:
-            return x
-        smaller = size[0] < x.shape[2] or size[1] < x.shape[3]
-        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=smaller)
 
     def takes(self, sizes: Iterable[int]) -> bool:
         """Whether the network runs on square pictures of each of these sizes."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -70,6 +71,14 @@ class Preprocess:
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         return (x - mean) / std
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Pictures [n, channels, h, w] at the network's input size, bilinear, antialiased where that is smaller."""
+        size = (self.height, self.width)
+        if tuple(x.shape[2:]) == size:
+            return x
+        smaller = size[0] < x.shape[2] or size[1] < x.shape[3]
+        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=smaller)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.normalize(torch.from_numpy(self.pixels(image))[None].float() / 255)[0]

@@ -16,7 +16,6 @@ from pipeline.data.decode import open_image
 from pipeline.featurevis import Picture
 from pipeline.graph import Layer
 from pipeline.job import Job
-from pipeline.measuring import resized
 from store import codes, hdf5, layout, parquet
 
 CANDIDATES = 10  # examples tried for the highest value before a clip: many sit at the clip itself
@@ -52,7 +51,7 @@ class Judge:
     def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str) -> list[Trust]:
         """images: uint8 [n, H, W, C] of the pictures."""
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.device).float() / 255
-        x = resized(x, self.job.model)
+        x = self.job.model.preprocess.resized(x)
         units = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
         measured = self._padded(x, lambda part: np.stack([
             getattr(self.job.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
