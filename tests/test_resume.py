@@ -127,3 +127,25 @@ def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path: Path) 
         (folder / f"{publish.TEMPORARY}{publish._host()}~{process}~00~x.h5").write_text("half")
     publish.remove_stale_temporaries(tmp_path)
     assert [p.name.split("~")[1] for p in folder.iterdir()] == [str(os.getpid())]
+
+
+def test_a_shard_that_another_process_finished_meanwhile_is_done(config: Path, tmp_path: Path) -> None:
+    """The other may have taken the partials away already: a failure then is no failure."""
+    from dataclasses import replace
+
+    from pipeline import driver
+    from pipeline.config import read_config
+    from pipeline.job import Job, Shard
+    from pipeline.stages import index, scan
+    from store.errors import UsageError
+
+    job = Job(read_config(config), tmp_path / "store", progress=False)
+    driver.run(job, ("index",))
+
+    def fail(*_: object) -> None:
+        raise UsageError("a partial is gone")
+
+    driver._run_shard(job, replace(index.STAGE, run=fail), Shard("index"), lambda _: None)
+    with pytest.raises(UsageError, match="partial is gone"):
+        driver._run_shard(job, replace(scan.STAGE, run=fail), Shard("00000"), lambda _: None)
+    assert job.record("index", "index") is not None

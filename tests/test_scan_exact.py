@@ -184,23 +184,25 @@ def test_against_the_untouched_network(job: Job) -> None:
     plain = _truth(job, job.model.graph.module, channels_last=False)
     units = _table(job, "units").groupby("layer", observed=True)
     examples = _table(job, "top_examples")
-    best = examples[(examples["rank"] == 1) & (examples["direction"] == "highest")].groupby("layer", observed=True)
+    highest = examples[examples["direction"] == "highest"].groupby("layer", observed=True)
+    compared = 0
     for layer in job.layers:
         mean, variance, _ = plain.moments[layer.name]
         table = units.get_group(layer.name).sort_values("channel")
         sd = np.sqrt(np.maximum(variance, 0))
         assert (np.abs(table["mean"].to_numpy() - mean) <= 1e-5 * sd + 1e-9).all(), layer.name
         assert (np.abs(table["variance"].to_numpy() - variance) <= 1e-4 * variance + 1e-9).all(), layer.name
-        if layer.name not in best.groups:
-            continue
-        first = best.get_group(layer.name)
-        high = plain.high[layer.name]
-        rows, channel = np.searchsorted(job.readable, first["image_id"]), first["channel"].to_numpy()
-        value = first["value"].to_numpy()
-        scale = np.maximum(high[:, channel].std(0), 1e-3)
-        assert (np.abs(value - high[rows, channel]) <= 1e-4 * np.maximum(scale, np.abs(value))).all(), layer.name
-        # another image may only be first where its value is within that of ours
-        assert (high[:, channel].max(0) - high[rows, channel] <= 1e-4 * np.maximum(scale, np.abs(value))).all()
+        ours = highest.get_group(layer.name)
+        high, channel = plain.high[layer.name], ours["channel"].to_numpy()
+        value = ours["value"].to_numpy()
+        theirs = high[np.searchsorted(job.readable, ours["image_id"]), channel]
+        close = 1e-4 * np.maximum(np.abs(value), 1)
+        assert (np.abs(value - theirs) <= close).all(), layer.name
+        # at each rank the sort of the untouched network has this image, or one whose value is within that of it
+        rank = np.sort(high, axis=0)[::-1][ours["rank"].to_numpy() - 1, channel]
+        assert (np.abs(theirs - rank) <= close).all(), layer.name
+        compared += len(ours)
+    assert compared > 400_000
 
 
 def test_a_copy_of_a_stored_picture_is_placed_as_itself(job: Job, tmp_path: Path) -> None:
