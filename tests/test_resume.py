@@ -88,7 +88,7 @@ def test_killed_in_scan_fold_and_visualize(config: Path, undisturbed: dict[str, 
     assert digests(store) != undisturbed
     _kill_in("fold", config, store)
     _kill_in("visualize", config, store)
-    assert len(digests(store)) < len(undisturbed) + 20
+    assert digests(store) != undisturbed
     _finish(config, store)
     assert digests(store) == undisturbed
     done = subprocess.run(
