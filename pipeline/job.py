@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,14 +51,14 @@ class Shard:
 class Stage:
     """`phases` lists shards to finish before the next list begins; `run` computes one and commits it.
 
-    `side_by_side`: shards run beside each other in one process; else batches inside a shard do.
+    `at_once`: shards that run beside each other in one process.
     """
 
     name: str
     unit: str  # of the progress bar
     phases: Callable[[Job], list[list[Shard]]]
     run: Callable[[Job, Shard, Callable[[int], None]], Record]
-    side_by_side: bool = False
+    at_once: Callable[[Job], int] = lambda _: 1
 
 
 class Job:
@@ -205,9 +206,15 @@ class Job:
         measurer = self.measurer  # made here, not in the threads
 
         def measure(batch: Batch) -> tuple[Batch, Measured | None]:
-            return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
+            with self._network:
+                return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
         return in_order(measure, self.batches(ids), self.streams)
+
+    @functools.cached_property
+    def _network(self) -> threading.Semaphore:
+        """As many forward passes at a time as there are streams, however many shards are at work."""
+        return threading.Semaphore(self.streams)
 
     @property
     def streams(self) -> int:

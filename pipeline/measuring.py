@@ -88,7 +88,7 @@ class Measurer:
     def _tap(self, layer: Layer, x: Tensor) -> None:
         units, out = self._slices[layer.name], self._current.out
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)
-        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, out)
+        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, layer.signed, out)
         if cut:
             for place in (out.argmax[:, units], out.argmin[:, units]):
                 place[:] = (place // columns + cut) * x.shape[3] + place % columns + cut

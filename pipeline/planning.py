@@ -19,7 +19,7 @@ from store.errors import UsageError
 
 # Measured on EfficientNet-Lite0 and 500 photographs: bytes an image and unit, and bytes a unit whatever the images.
 STORE_BYTES, STORE_BYTES_OF_UNIT = 4.1, 5_500
-PARTIAL_BYTES, PARTIAL_BYTES_OF_UNIT = 7.9, 16_000
+PARTIAL_BYTES, PARTIAL_BYTES_OF_SIGNED = 10, 16  # float32 and uint16: max, argmax, mean; min, argmin
 SAMPLE = 3  # batches of the measurement
 
 
@@ -55,7 +55,8 @@ def make_plan(job: Job) -> str:
     for stage in STAGES:
         lines.append(_line(job, stage, images, rates))
     store = images * units * STORE_BYTES + units * STORE_BYTES_OF_UNIT
-    partials = images * units * PARTIAL_BYTES + units * PARTIAL_BYTES_OF_UNIT
+    each = (x.channels * (PARTIAL_BYTES_OF_SIGNED if x.signed else PARTIAL_BYTES) for x in job.layers)
+    partials = images * sum(each)
     lines += [
         "",
         f"store     {_bytes(store)}; partials, until they are folded, {_bytes(partials)}",

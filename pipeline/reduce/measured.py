@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from store.errors import UsageError
 class Measured:
     """Per image and unit, [images, units]; units in the order of (layer, channel).
 
-    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme; sum, square: float64 sums
-    of values and their squares over positions; active: int32 positions above zero.
+    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme (argmin: 0 where the layer
+    cannot be negative); sum, square: float64 sums of values and their squares over positions; active: int32 positions
+    above zero.
     """
 
     max: NDArray[np.float32]
@@ -33,14 +35,19 @@ class Measured:
 
 
 def empty(images: int, units: int) -> Measured:
-    f32, i32, f64 = ((np.zeros((images, units), t)) for t in (np.float32, np.int32, np.float64))
-    return Measured(f32, i32, f32.copy(), f32.copy(), i32.copy(), f64, f64.copy(), i32.copy())
+    def new(dtype: type[np.generic]) -> NDArray[Any]:
+        return np.empty((images, units), dtype)
+
+    return Measured(
+        new(np.float32), new(np.int32), new(np.float32), new(np.float32), np.zeros((images, units), np.int32),
+        new(np.float64), new(np.float64), new(np.int32),
+    )  # fmt: skip
 
 
-Reducer = Callable[[Tensor, slice, Measured], None]  # activation [n, C, H, W], its units, where to write
+Reducer = Callable[[Tensor, slice, bool, Measured], None]  # activation [n, C, H, W], its units, signed, where to write
 
 
-def reduce_numba(x: Tensor, units: slice, out: Measured) -> None:
+def reduce_numba(x: Tensor, units: slice, signed: bool, out: Measured) -> None:
     """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
     from .kernels import reduce_rows
 
@@ -52,13 +59,13 @@ def reduce_numba(x: Tensor, units: slice, out: Measured) -> None:
     span = (images - 1) * rows.stride(0) + (height * width - 1) * position_stride + channels
     flat = torch.as_strided(rows, (span,), (1,)).numpy()
     reduce_rows(
-        flat, rows.stride(0), position_stride, images, height * width, channels,
+        flat, rows.stride(0), position_stride, images, height * width, channels, signed,
         out.max[:images, units], out.argmax[:images, units], out.min[:images, units], out.argmin[:images, units],
         out.sum[:images, units], out.square[:images, units], out.active[:images, units],
     )  # fmt: skip
 
 
-def reduce_torch(x: Tensor, units: slice, out: Measured) -> None:
+def reduce_torch(x: Tensor, units: slice, signed: bool, out: Measured) -> None:
     """The same with torch's own reductions, on any device."""
     images = x.shape[0]
     flat = x.float().flatten(2)
