@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.decode import BadImageError, open_image
+from pipeline.data.decode import BadImageError, decode
+from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
 from pipeline.featurevis import Picture, Renderer
 from pipeline.job import Job, Stage
@@ -38,7 +40,7 @@ def make_plan(job: Job) -> str:
         job.done(stage.name)  # says, as `run` would, where the store refuses this config
     entries = job.entries
     images, units = len(entries), int(job.units.offsets[-1])
-    rates = _measure(job, [e.path for e in entries])
+    rates = _measure(job, entries)
     lines = [
         f"run       {job.run}, fingerprint {job.fingerprint[:12]}, on {job.device} with {job.threads} threads, "
         f"{job.config.compute.workers} worker(s)",
@@ -103,13 +105,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _measure(job: Job, paths: list[str]) -> Rates:
+def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
     size = job.config.scan.batch_size
     pixels = []
     started = time.perf_counter()
-    for path in paths[: SAMPLE * size]:
+    for entry in entries[: SAMPLE * size]:
         try:
-            pixels.append(job.model.preprocess.pixels(open_image(job.source.read(path))))
+            pixels.append(job.model.preprocess.pixels(decode(job.source.read(entry))))
         except (BadImageError, OSError):
             continue
     decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.threads
