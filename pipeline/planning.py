@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.decode import BadImageError, decode
+from pipeline.data.decode import BadImageError, open_image
 from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
 from pipeline.featurevis import Picture, Renderer
@@ -111,7 +111,7 @@ def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
     started = time.perf_counter()
     for entry in entries[: SAMPLE * size]:
         try:
-            pixels.append(job.model.preprocess.pixels(decode(job.source.read(entry))))
+            pixels.append(job.model.preprocess.pixels(open_image(job.source.read(entry))))
         except (BadImageError, OSError):
             continue
     decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.threads

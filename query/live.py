@@ -49,13 +49,13 @@ class Probe:
         tail_p = (1 + images that reach the value's code) / (n + 1): the picture counts as one more. Never less than the
         value's own share, which it is at code edges and for a value above all images.
         """
-        from pipeline.data.decode import BadImageError, decode
+        from pipeline.data.decode import BadImageError, open_image
 
         try:
-            picture = decode(path)
+            image = open_image(path)
         except BadImageError as error:
             raise UsageError(f"picture {path}: {error}") from error
-        found = self._measured(self._model.preprocess.pixels(picture))
+        found = self._measured(self._model.preprocess.pixels(image))
         value, mean, flat = found.max[0].copy(), found.mean[0].copy(), found.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
         row = ImageRow(

@@ -19,7 +19,7 @@ from torch import fx
 
 import query
 from pipeline.config import read_config
-from pipeline.data.decode import decode
+from pipeline.data.decode import open_image
 from pipeline.job import Job
 from pipeline.measuring import folded_network
 from store import hdf5, layout
@@ -52,7 +52,7 @@ class _Saving(fx.Interpreter):
 
 def _batches(job: Job) -> Iterator[torch.Tensor]:
     size = job.config.scan.batch_size
-    pixels = [job.model.preprocess.pixels(decode(job.read_image(int(i)))) for i in job.readable]
+    pixels = [job.model.preprocess.pixels(open_image(job.read_image(int(i)))) for i in job.readable]
     for start in range(0, len(pixels), size):
         batch = np.zeros((size, *pixels[0].shape), np.uint8)
         part = pixels[start : start + size]

@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,28 +26,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 def open_image(source: bytes | Path | str) -> Image.Image:
     """Decodes a picture to mode RGB, upright. Transparent parts lie on white. Raises BadImageError with the reason."""
-    return _upright(_open(source if isinstance(source, bytes) else _read(Path(source))))
-
-
-def decode(source: bytes | Path | str) -> NDArray[np.uint8]:
-    """A picture's pixels, uint8 [3, H, W], upright. Plain JPEGs by torchvision, without a detour through Pillow: the
-    same pixels. Raises BadImageError with the reason."""
-    data = source if isinstance(source, bytes) else _read(Path(source))
-    image = _open(data)
-    if image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        try:
-            found: NDArray[np.uint8] = decode_jpeg(
-                torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-            ).numpy()
-            return found
-        except RuntimeError:
-            pass  # Pillow manages, or says why not
-    return np.asarray(_upright(image)).transpose(2, 0, 1)
-
-
-def _upright(image: Image.Image) -> Image.Image:
+    image = _open(source if isinstance(source, bytes) else _read(Path(source)))
     try:
         image.load()
         if _orientation(image) != 1:

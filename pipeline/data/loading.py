@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import BadImageError, decode
+from .decode import BadImageError, open_image
 
 AHEAD = 3  # batches being decoded while one is in the network
 
@@ -38,7 +38,7 @@ def batches(
 
     def one(image_id: int) -> NDArray[np.uint8] | str:
         try:
-            return pixels(decode(read(image_id)))
+            return pixels(open_image(read(image_id)))
         except BadImageError as error:
             return str(error)
 

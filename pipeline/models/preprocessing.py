@@ -54,24 +54,18 @@ class Preprocess:
     def channels(self) -> int:
         return len(self.mean)
 
-    def pixels(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The resized and cropped picture, uint8 [channels, height, width], of a PIL image or of uint8 [3, H, W].
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The resized and cropped picture, uint8 [channels, height, width].
 
         Resized by torch on bytes, ten times as fast as Pillow: no value is further than 2 of 255 from Pillow's.
         """
-        if isinstance(picture, Image.Image) or self.channels == 1:
-            picture = self._converted(picture)
-        size = self._resized(picture.shape[2], picture.shape[1])
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        size = self._resized(image.width, image.height)
         if size[0] * size[1] > MOST_RESIZED:
             raise BadImageError(
-                f"{picture.shape[2]} x {picture.shape[1]} would become {size[0]} x {size[1]} pixels when resized"
+                f"{image.width} x {image.height} would become {size[0]} x {size[1]} pixels when resized"
             )
-        return _center_crop(_resize(picture, size, self.interpolation), self.height, self.width)
-
-    def _converted(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture.transpose(1, 2, 0))
-        array = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return _center_crop(_resize(image, size, self.interpolation), self.height, self.width)
 
     def normalize(self, x: Tensor) -> Tensor:
         """[N, channels, H, W] in 0..1 -> the same shape as the network takes it."""
@@ -101,16 +95,17 @@ class Preprocess:
         return (self.resize, scaled) if width <= height else (scaled, self.resize)
 
 
-def _resize(picture: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
-    """uint8 [C, H, W] at another (width, height)."""
-    if size == (picture.shape[2], picture.shape[1]):
-        return picture
-    if interpolation in ("bilinear", "bicubic"):
-        x = torch.from_numpy(np.ascontiguousarray(picture.transpose(1, 2, 0))).permute(2, 0, 1)[None]
-        found = F.interpolate(x, size[::-1], mode=interpolation, antialias=True, align_corners=False)
-        return np.asarray(found[0].numpy())
-    planes = [Image.fromarray(np.ascontiguousarray(p)).resize(size, RESAMPLING[interpolation]) for p in picture]
-    return np.stack([np.asarray(p) for p in planes])
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+    """uint8 [channels, H, W] of a picture at another (width, height)."""
+    if size != image.size and interpolation not in ("bilinear", "bicubic"):
+        image = image.resize(size, RESAMPLING[interpolation])
+    array = np.array(image)
+    array = (array[:, :, None] if array.ndim == 2 else array).transpose(2, 0, 1)
+    if size == image.size:
+        return array
+    x = torch.from_numpy(array)[None]  # channels last in memory: torch's fast path
+    found = F.interpolate(x, size[::-1], mode=interpolation, antialias=True, align_corners=False)
+    return np.asarray(found[0].numpy())
 
 
 def _center_crop(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from pipeline import graph
-from pipeline.data.decode import decode
+from pipeline.data.decode import open_image
 from pipeline.featurevis import Picture
 from pipeline.graph import Layer
 from pipeline.job import Job
@@ -93,7 +93,7 @@ class Judge:
         """The highest value (lowest, for negative pictures) among natural examples, before the clip, a picture each."""
         chosen = [self._candidates(picture, kind) for picture in pictures]
         ids = np.unique(np.concatenate(chosen))
-        pixels = [self.job.model.preprocess.pixels(decode(self.job.read_image(int(i)))) for i in ids]
+        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
         x = torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
         values = self._open_values(x, kind, positive)
         found = []
