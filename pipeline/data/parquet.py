@@ -127,8 +127,9 @@ class ParquetSource(Source):
 
     def _rows(self, file: str, columns: _Columns) -> list[tuple[str, int, str | None, Any]]:
         wanted = [c for c in (columns.path, columns.label) if c]
-        table = pq.read_table(self.shards.path(file), columns=wanted).flatten() if wanted else None
-        count = pq.read_metadata(self.shards.path(file)).num_rows
+        with pq.ParquetFile(self.shards.path(file)) as parquet:
+            table = parquet.read(columns=wanted).flatten() if wanted else None
+            count = parquet.metadata.num_rows
         paths = table.column(columns.path).to_pylist() if table is not None and columns.path else [None] * count
         labels = table.column(columns.label).to_pylist() if table is not None and columns.label else [None] * count
         return [(file, row, p, y) for row, (p, y) in enumerate(zip(paths, labels, strict=True))]
