@@ -58,10 +58,10 @@ class Measurer:
         self.layers = choose_layers(model, layers)
         self.units = Units(self.layers)
         self._slices = {layer.name: self.units.slice(i) for i, layer in enumerate(self.layers)}
-        self._device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
-        self._reduce = choose(self._device.type)
-        self._network = folded_network(model, self.layers).to(device=self._device, dtype=self._dtype)
-        self._tapped = graph.with_taps(self._network, self.layers, self._tap)
+        self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
+        self._reduce = choose(self.device.type)
+        self.network = folded_network(model, self.layers).to(device=self.device, dtype=self._dtype)
+        self._tapped = graph.with_taps(self.network, self.layers, self._tap)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
         self._current = threading.local()  # what this thread's forward pass fills
@@ -69,7 +69,7 @@ class Measurer:
     def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
-        return self.pictures(x.to(self._device).float() / 255)
+        return self.pictures(x.to(self.device).float() / 255)
 
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
@@ -82,7 +82,7 @@ class Measurer:
 
     def input(self, x: Tensor) -> Tensor:
         """Pictures in 0..1 -> what the network takes, on its device, channels last."""
-        x = self.model.preprocess.normalize(x.to(self._device))
+        x = self.model.preprocess.normalize(x.to(self.device))
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _tap(self, layer: Layer, x: Tensor) -> None:

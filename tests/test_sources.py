@@ -179,7 +179,7 @@ def test_packed_pictures_are_scanned_like_the_originals(kind: str, sources: dict
         assert min(image.size) == min(256, *full.size)
         small = full.resize(image.size, Image.Resampling.BICUBIC)
         difference = np.abs(np.asarray(image).astype(int) - np.asarray(small).astype(int))
-        assert difference.mean() < (1.5 if kind == "jpeg" else 1e-9), "JPEG loses a little"
+        assert difference.mean() < (3 if kind == "jpeg" else 1e-9), "JPEG loses a little"
 
 
 def test_labels_of_numbers_and_json(tmp_path: Path) -> None:
@@ -230,5 +230,5 @@ def test_bad_shards_are_said(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             _ = open_source(f"{kind}:{tmp_path}/{name}").entries
     for text in ("webdataset:pipe:cat x.tar", "webdataset:s3://bucket/x.tar"):
-        with pytest.raises(UsageError, match="read by place"):
+        with pytest.raises(UsageError, match="by place"):
             _ = open_source(text).entries
