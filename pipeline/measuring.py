@@ -69,14 +69,16 @@ class Measurer:
     def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
-        return self.pictures(x.to(self.device).float() / 255)
+        if self.device.type != "cpu":
+            x = x.pin_memory()
+        return self.pictures(x.to(self.device, non_blocking=True).float() / 255)
 
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
-        out = self._current.out = empty(len(x), int(self.units.offsets[-1]))
+        buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
             logits = self._tapped(self.input(x))
-        out.mean[:] = out.sum / self._positions
+        out = buffers.measured(self._positions)
         check_finite(out, len(x), self.units.name)
         return replace(out, logits=logits.float().cpu().numpy()) if isinstance(logits, Tensor) else out
 
