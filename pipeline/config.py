@@ -128,10 +128,7 @@ def parse_config(body: Mapping[str, Any], where: str) -> Config:
         if not isinstance(found, Mapping):
             raise UsageError(f"{where}: {name} must be a section, [{name}]")
         sections[name] = _section(where, name, kind, found)
-    config = Config(**sections)
-    if config.compute.compile:
-        raise UsageError(f"{where}: [compute] compile = true is not available yet: leave it out")
-    return config
+    return Config(**sections)
 
 
 def _section(where: str, name: str, kind: Any, found: Mapping[str, Any]) -> Any:

@@ -134,8 +134,9 @@ class Job:
     def measurer(self) -> Measurer:
         c = self.config
         return Measurer(
-            self.model, self.layers, device=self.device, precision=c.compute.precision, border=c.scan.border
-        )
+            self.model, self.layers, device=self.device, precision=c.compute.precision, border=c.scan.border,
+            compile=c.compute.compile,
+        )  # fmt: skip
 
     @functools.cached_property
     def keys(self) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import graph
+from pipeline.compiling import compiled
 from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
@@ -53,6 +54,7 @@ class Measurer:
         device: str = "cpu",
         precision: str = "float32",
         border: int = 0,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.layers = choose_layers(model, layers)
@@ -61,7 +63,11 @@ class Measurer:
         self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
         self._reduce = choose(self.device.type)
         self.network = folded_network(model, self.layers).to(device=self.device, dtype=self._dtype)
-        self._tapped = graph.with_taps(self.network, self.layers, self._tap)
+        self._tapped: Callable[[Tensor], object]
+        if compile:
+            self._tapped, self._taps = compiled(self.network, self.layers, self._tap)
+        else:
+            self._tapped = graph.with_taps(self.network, self.layers, self._tap)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
         self._current = threading.local()  # what this thread's forward pass fills

@@ -1,4 +1,4 @@
-"""Narrower precisions against float32, on a real network and real photographs: the tolerance that the docs state."""
+"""Narrower precisions, and torch.compile, against eager float32 on real photographs: the tolerance the docs state."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def test_values_are_within_a_share_of_the_units_spread(
     assert narrow.logits is not None
     assert exact.logits is not None
     assert (narrow.logits.argmax(1) == exact.logits.argmax(1)).all()
+
+
+def test_compiled_is_eager_but_for_rounding() -> None:
+    small = open_model("torchvision:alexnet", "random:0")
+    demo = DemoSource("demo")
+    pixels = np.stack([small.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:4]])
+    eager, fast = (Measurer(small, compile=c).pixels(pixels) for c in (False, True))
+    scale = np.abs(eager.max).max()
+    assert np.abs(fast.max - eager.max).max() < 1e-5 * scale
+    assert np.abs(fast.mean - eager.mean).max() < 1e-5 * scale
+    assert (fast.argmax == eager.argmax).mean() > 0.999
+    assert (fast.active == eager.active).mean() > 0.999
