@@ -75,7 +75,7 @@ class VisualizeConfig:
 @dataclass(frozen=True)
 class ComputeConfig:
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = "float32"  # docs/scanning.md has what the others and compile change
     compile: bool = False
     workers: int = 1
     threads: int = 0  # a worker's; 0 = the machine's cores shared out
