@@ -64,13 +64,13 @@ def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[
     width = max(1, min(layer.channels, MEMORY // (4 * max(len(partials.ids), 1))))
     for first in range(0, layer.channels, width):
         channels = slice(first, min(first + width, layer.channels))
-        block = _read(partials, place, layer, channels)
+        block = _read(partials, layer, channels)
         result.units.append(_units(job, partials, place, block, classes))
         _images_of_units(job, partials.ids, layer, block, result)
         result.class_stats.append(_class_stats(block, classes))
         _dense(layer, block, result)
         advance(channels.stop - channels.start)
-    result.neighbors = _neighbors(partials, place, result.units)
+    result.neighbors = _neighbors(partials, layer, result.units)
     return result
 
 
@@ -82,9 +82,9 @@ def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
     return Classes(indices, sizes.astype(np.int64), rows)
 
 
-def _read(partials: ScanPartials, place: int, layer: Layer, channels: slice) -> _Block:
+def _read(partials: ScanPartials, layer: Layer, channels: slice) -> _Block:
     def read(name: str) -> NDArray[Any]:
-        return partials.column(place, name, channels)
+        return partials.column(layer.name, name, channels)
 
     values = read("max")
     lows, low_places = (read("min"), read("argmin").astype(np.int64)) if layer.signed else (None, None)
@@ -200,10 +200,10 @@ def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
     result.sketches.append(sketch.build(block.values, layer.signed))
 
 
-def _neighbors(partials: ScanPartials, place: int, units: list[Columns]) -> Columns:
+def _neighbors(partials: ScanPartials, layer: Layer, units: list[Columns]) -> Columns:
     mean, sd = (np.concatenate([u[name] for u in units]) for name in ("max_mean", "max_sd"))
     dead = np.concatenate([u["dead"] for u in units])
-    matrix = correlation.correlations(partials.rows(place, "max"), mean, sd)
+    matrix = correlation.correlations(partials.rows(layer.name, "max"), mean, sd)
     channel, other = correlation.nearest(matrix, (sd > 0) & ~dead, NEIGHBORS)
     each = len(channel) // max(len(np.unique(channel)), 1)
     return {

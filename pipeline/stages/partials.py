@@ -44,13 +44,13 @@ class ScanPartials:
         found = [r for record in self._job.done("scan").values() for r in record.facts["rejected"]]
         return sorted((int(i), str(reason)) for i, reason in found)
 
-    def column(self, layer: int, name: str, channels: slice) -> NDArray[np.generic]:
-        """One statistic of some channels of a layer, by its place in the run, over all images: [N, channels]."""
+    def column(self, layer: str, name: str, channels: slice) -> NDArray[np.generic]:
+        """One statistic of some channels of a layer over all images: [N, channels]."""
         units = self._columns(layer, name, channels)
         pieces = [piece for f in self.files if (piece := _slice(f, name, units)) is not None]
         return np.concatenate(pieces)[self._order]
 
-    def rows(self, layer: int, name: str) -> Iterator[NDArray[np.float32]]:
+    def rows(self, layer: str, name: str) -> Iterator[NDArray[np.float32]]:
         """One statistic of a whole layer, shard after shard: [n, C] each."""
         units = self._columns(layer, name, slice(None))
         for file in self.files:
@@ -58,9 +58,9 @@ class ScanPartials:
             if piece is not None:
                 yield piece.astype(np.float32, copy=False)
 
-    def _columns(self, layer: int, name: str, channels: slice) -> slice:
+    def _columns(self, layer: str, name: str, channels: slice) -> slice:
         """Where channels of a layer lie in a partial's array, which for minima has the signed layers' units alone."""
-        units = self._job.units.slice(layer)
+        units = self._job.units.slice([x.name for x in self._job.layers].index(layer))
         first, last, _ = channels.indices(units.stop - units.start)
         start = units.start
         if name in ("min", "argmin"):
