@@ -1,15 +1,17 @@
 """The scan against the bare forward pass of the same folded network on the same decoded batches.
 
 Rows: the pass with taps alone (every per-image statistic in memory); the stage `scan` itself (sums over images,
-partials written, hashed and committed); then what people write today: a hook on each of the same layers with torch's
-own reductions; activations dumped to memory and reduced with numpy; zennit-crp (extra `bench`), which runs a backward
+partials written, hashed and committed); then what people write today: torch's own reductions of the same layers (taps)
+and of every module's output (hooks); activations dumped to memory and reduced with numpy; zennit-crp (extra `bench`), which runs a backward
 pass too. `fold`, which runs once after all shards and off the GPU, is not in the ratio.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -28,16 +30,38 @@ LIMITS = {"lite0": 1.25, "googlenet": 1.10, "resnet50": 1.10}
 IMAGES = {"lite0": 256, "googlenet": 128, "resnet50": 128}
 
 
-def eager_hooks(scan: Scan) -> Callable[[], None]:
-    """Every default layer, with torch's reductions in the pass: max, argmax, min, mean, squares, share above zero."""
+def _reduced(x: Tensor) -> tuple[Tensor, ...]:
+    flat = x.flatten(2)
+    high, place = flat.max(2)
+    return high, place, flat.amin(2), flat.mean(2), flat.square().mean(2), (flat > 0).float().mean(2)
+
+
+def eager_taps(scan: Scan) -> Callable[[], None]:
+    """The scan's own layers, with torch's reductions in the pass: max, argmax, min, mean, squares, share above zero."""
     found: dict[str, tuple[Tensor, ...]] = {}
 
     def tap(layer: Layer, x: Tensor) -> None:
-        flat = x.flatten(2)
-        high, place = flat.max(2)
-        found[layer.name] = (high, place, flat.amin(2), flat.mean(2), flat.square().mean(2), (flat > 0).float().mean(2))
+        found[layer.name] = _reduced(x)
 
     return _tapped(scan, tap)
+
+
+def eager_hooks(scan: Scan) -> Callable[[], None]:
+    """What people write: a forward hook with the same reductions on every module of the same folded network."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    network = copy.deepcopy(scan.job.measurer.network)
+
+    def hook(name: str) -> Callable[..., None]:
+        def reduce(_: object, __: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                found[name] = _reduced(output)
+
+        return reduce
+
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(hook(name))
+    return _passes(scan, network)
 
 
 def dumped(scan: Scan) -> Callable[[], None]:
@@ -52,7 +76,11 @@ def dumped(scan: Scan) -> Callable[[], None]:
 
 def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], None]:
     measurer = scan.job.measurer
-    network = graph.with_taps(measurer.network, measurer.layers, tap)
+    return _passes(scan, graph.with_taps(measurer.network, measurer.layers, tap))
+
+
+def _passes(scan: Scan, network: torch.nn.Module) -> Callable[[], None]:
+    measurer = scan.job.measurer
 
     def one(batch: Any) -> None:
         with torch.inference_mode():
@@ -62,7 +90,7 @@ def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], No
 
 
 def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
-    """`FeatureVisualization.run` of zennit-crp on the same layers that are modules, gradient x input as the rule."""
+    """`FeatureVisualization.run` of zennit-crp on the layers that are modules, with its EpsilonPlus and all threads."""
     from crp.attribution import CondAttribution
     from crp.concepts import ChannelConcept
     from crp.visualization import FeatureVisualization
@@ -88,8 +116,11 @@ def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
         concept = ChannelConcept()
         attribution = CondAttribution(network)
         shown = FeatureVisualization(attribution, _Dataset(), dict.fromkeys(names, concept), path=folder)
+        torch.set_num_threads(scan.job.streams)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             shown.run(EpsilonPlus(), 0, len(pixels), 16, 100)
+        torch.set_num_threads(1)
+        shutil.rmtree(folder)
 
     return run, len(names)
 
@@ -98,7 +129,7 @@ def measure(network: str, rounds: int, images: int, report: Report, peers: bool)
     scan = Scan(network, images)
     sides = {"bare forward pass": scan.forward, "taps": scan.measure, "scan": scan.scan_decoded}
     if peers:
-        sides |= {"eager hooks": eager_hooks(scan), "dump and numpy": dumped(scan)}
+        sides |= {"eager taps": eager_taps(scan), "eager hooks": eager_hooks(scan), "dump and numpy": dumped(scan)}
     found = interleaved(sides, rounds, say=network)
     for name, samples in found.items():
         each = samples.median / images * 1e3
