@@ -1,9 +1,9 @@
 """The scan against the bare forward pass of the same folded network on the same decoded batches.
 
 Rows: the pass with taps alone (every per-image statistic in memory); the stage `scan` itself (sums over images,
-partials written, hashed and committed); then what people write today: torch's own reductions of the same layers (taps)
-and of every module's output (hooks); activations dumped to memory and reduced with numpy; zennit-crp (extra `bench`), which runs a backward
-pass too. `fold`, which runs once after all shards and off the GPU, is not in the ratio.
+partials written, hashed and committed); then what people write today: torch's own reductions of the same layers
+(taps) and of every module's output (hooks); activations dumped to memory and reduced with numpy; zennit-crp (extra
+`bench`), which runs a backward pass too. `fold`, which runs once after all shards and off the GPU, is not in the ratio.
 """
 
 from __future__ import annotations
