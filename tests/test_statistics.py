@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from pipeline.statistics import correlation, moments, ranking
+from pipeline.statistics import coding, correlation, moments, ranking
 from pipeline.statistics.moments import Pair
 from store import codes, sketch
 
@@ -196,3 +196,15 @@ def test_correlations_equal_numpy() -> None:
     for c in living:
         expected = sorted((o for o in living if o != c), key=lambda o: -one[c, o])[:2]
         assert other[channel == c].tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(_columns(SIGNED), st.booleans())
+def test_a_block_is_coded_as_the_store_codes_one_value(values: np.ndarray, signed: bool) -> None:
+    values = np.repeat(values, 17, axis=1)  # more channels than are coded together
+    edge = codes.edges(values if signed else np.abs(values), signed)
+    coded, counts, means = coding.encode(values, edge)
+    expected = codes.encode(values, edge)
+    assert (coded == expected).all()
+    for ours, theirs in zip((counts, means), codes.counts_and_means(values, expected), strict=True):
+        assert (ours == theirs).all()
