@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from pipeline.timing import carried
 from store.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -55,6 +56,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
     if threads <= 1:
         yield from map(function, items)
         return
+    function = carried(function)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         try:

@@ -17,6 +17,7 @@ from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
 from pipeline.reduce.measured import Measured, check_finite, choose, empty
+from pipeline.timing import timed
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Measurer:
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
         return self.pictures(x.to(self._device).float() / 255)
 
+    @timed("forward")
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
         out = self._current.out = empty(len(x), int(self.units.offsets[-1]))
@@ -85,6 +87,7 @@ class Measurer:
         x = self.model.preprocess.normalize(x.to(self._device))
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
+    @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
         units, out = self._slices[layer.name], self._current.out
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)

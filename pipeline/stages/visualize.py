@@ -12,6 +12,7 @@ from pipeline.featurevis import Picture, Renderer, Rendering, Settings
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
 from pipeline.stages.trust import Judge, Trust
+from pipeline.timing import phase
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record
@@ -91,8 +92,10 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     batches = [group.pictures[a : min(a + chosen.batch, shard.last)] for a in starts]
 
     def render(pictures: tuple[Picture, ...]) -> tuple[Rendering, list[Trust]]:
-        done = renderer.render(pictures, group.kind)
-        return done, judge.judge(done.images, pictures, group.kind)
+        with phase("forward"):
+            done = renderer.render(pictures, group.kind)
+        with phase("reduce"):
+            return done, judge.judge(done.images, pictures, group.kind)
 
     images, columns = [], []
     for done, trust in map(render, batches):

@@ -1,0 +1,28 @@
+"""What the scheduler asks of an engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .shards import Outcome, Task
+
+
+class Engine(Protocol):
+    @property
+    def slots(self) -> int:
+        """Tasks that run at the same time. May change while a cluster grows or shrinks."""
+
+    @property
+    def capacity(self) -> int:
+        """Tasks to hand over at most, running or next in line: the back-pressure."""
+
+    def submit(self, task: Task) -> None: ...
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """The outcomes that came in, after at most so many seconds."""
+
+    def drop(self, task: Task) -> None:
+        """Stops a task whose outcome is no longer wanted; it is never reported."""
+
+    def close(self) -> None:
+        """Stops all that still runs."""
