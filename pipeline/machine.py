@@ -29,8 +29,11 @@ def resolve_device(wanted: str) -> str:
 
 
 def threads_of_worker(threads: int, workers: int) -> int:
-    """0 means the cores this process may use, shared out among the workers."""
+    """0 means the cores this process may use, shared out among the workers. Under Slurm, those it gave: without
+    cgroups it does not bind a task to them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    cores = min(cores, int(given)) if given.isdigit() and int(given) else cores
     return threads or max(cores // workers, 1)
 
 

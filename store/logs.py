@@ -23,10 +23,10 @@ class Log:
     `where`: facts that every line carries.
     """
 
-    def __init__(self, root: Path, where: dict[str, str]) -> None:
+    def __init__(self, root: Path, where: dict[str, str], kind: str = "shards") -> None:
         self.where = {"host": socket.gethostname(), "pid": os.getpid()} | where
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
-        self.path = root / layout.LOGS / "shards" / name
+        self.path = root / layout.LOGS / kind / name
 
     def write(self, event: str, **facts: Any) -> None:
         """One line in one write, so that a process killed meanwhile leaves whole lines before it."""

@@ -98,8 +98,8 @@ class RayTasks:
         self.need = _need(replace(config, compute=replace(config.compute, threads=job.threads)), job.device)
         self.most = most
         self._given = ray.put(shards.given(job, engine="ray"))
-        self._compute = ray.remote(_compute).options(
-            num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES
+        self._compute = ray.remote(num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES)(
+            _compute
         )
         self._flying: dict[Any, Task] = {}
 
