@@ -21,11 +21,11 @@ def _store_of(config: str, store: str | None) -> Path:
     return Path(store) if store else Path("stores") / Path(config).stem
 
 
-def _job(config: str, store: str | None, workers: int | None = None) -> Job:
+def _job(config: str, store: str | None, workers: int | None = None, device: str = "") -> Job:
     settings = _settings(config, workers)  # before torch is imported: a misspelt key is said at once
     from pipeline.job import Job
 
-    return Job(settings, _store_of(config, store))
+    return Job(settings, _store_of(config, store), device=device)
 
 
 def _settings(config: str, workers: int | None = None) -> Config:
@@ -60,9 +60,11 @@ def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tu
               "started here]")  # fmt: skip
 @click.option("--patience", type=click.FloatRange(1), default=900.0, show_default=True, metavar="SECONDS",
               help="Without a finished shard for so long, what is missing is sent again.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What the run computes on, said where a machine "
+              "that only indexes or folds has no GPU.  [default: from the config]")  # fmt: skip
 def run(
     config: str, store: str | None, stages: tuple[str, ...], shard: tuple[int, int] | None, executor: str,
-    workers: int | None, address: str | None, patience: float,
+    workers: int | None, address: str | None, patience: float, device: str | None,
 ) -> None:  # fmt: skip
     """Run a config's stages into a store. Run it again after any interruption: what is done is not done twice.
 
@@ -81,7 +83,7 @@ def run(
     if executor == "ray":
         _run_on_ray(_settings(config), _store_of(config, store), ordered, shard, workers or 0, address, patience)
         return
-    job = _job(config, store, workers)
+    job = _job(config, store, workers, device or "")
     from pipeline import driver
 
     driver.run(job, ordered, driver.Slice(*shard) if shard else driver.WHOLE, patience=patience)

@@ -111,7 +111,7 @@ def devices_of_workers(workers: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each worker: one of those visible here, in turn."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return [names[number % len(names)] for number in range(workers)]
+    return [names[number % len(names)] if names else "" for number in range(workers)]
 
 
 def _serve(pipe: Connection, given: Given, visible: str) -> None:
