@@ -56,7 +56,7 @@ def queued() -> list[Queued] | None:
     except subprocess.TimeoutExpired:
         raise UsageError("squeue does not answer: is Slurm's controller up?") from None
     if found.returncode:
-        raise UsageError(f"squeue: {found.stderr.strip().splitlines()[-1] if found.stderr.strip() else 'failed'}")
+        raise UsageError((found.stderr.strip() or "squeue failed").splitlines()[-1])
     return [Queued(*line.split("|")[:5]) for line in found.stdout.splitlines() if line.count("|") >= 4]
 
 

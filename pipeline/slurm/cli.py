@@ -26,8 +26,9 @@ def slurm(
 ) -> None:  # fmt: skip
     """Submit what is missing of a run as a chain of Slurm jobs.
 
-    Its jobs are index, calibrate, scan, fold, examples, visualize and finish. Stages of many shards are arrays. Behind them a check looks at the store, and sends again what was killed, lost or
-    preempted. Give the command again whenever the chain has ended early: it submits only what is missing.
+    Its jobs are index, calibrate, scan, fold, examples, visualize and finish; stages of many shards are arrays. Behind
+    them a check looks at the store, and sends again what was killed, lost or preempted. Give the command again whenever
+    the chain has ended early: it submits only what is missing.
 
     \b
     Examples:
