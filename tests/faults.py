@@ -42,7 +42,7 @@ count = 3
 [visualize]
 layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]
 units_per_layer = {50 if FULL else 2}
-steps = 32
+steps = {64 if FULL else 32}
 batch = {10 if FULL else 1}
 shard_size = {10 if FULL else 1}
 [compute]
