@@ -62,11 +62,12 @@ def _missing(job: Job, stage: Stage) -> str:
     return f"{count} shards are missing" if count else ""
 
 
-def wait_for_inputs(job: Job, stage: Stage, shard: Shard, patience: float = STALE) -> None:
+def wait_for_inputs(job: Job, stage: Stage, shard: Shard, patience: float | None = None) -> None:
     """Waits until all that `shard` reads is in sight: a fold of what was in sight so far would be wrong, silently.
 
     Raises TimeoutError that names what is missing.
     """
+    patience = STALE if patience is None else patience
     deadline = time.monotonic() + patience
     while missing := unseen(job, stage, shard):
         if time.monotonic() > deadline:

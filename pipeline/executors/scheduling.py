@@ -144,8 +144,10 @@ class Scheduler:
         self.engine.submit(task)
 
     def _straggles(self, flight: _Flight, now: float) -> bool:
+        if flight.task in self._losers or len(self._flights) >= self.engine.slots:
+            return False
         one = self._of(flight.task)
-        if flight.task in self._losers or len(one.rates) < 3 or len(self._flights) >= self.engine.slots:
+        if len(one.rates) < 3:
             return False
         if any(f is not flight and f.task.shard == flight.task.shard for f in self._flights.values()):
             return False
@@ -213,8 +215,9 @@ class Scheduler:
         if now - self._progress > self.patience:
             self._progress = now
             for task in list(self._flights):
+                lost = task not in self._losers
                 self._abandon(task)
-                if task.shard.name in self._of(task).missing:
+                if lost:
                     self._again(task, f"nothing was done for {self.patience:.0f} s")
 
     def _abandon(self, task: Task) -> None:
