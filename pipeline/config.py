@@ -69,7 +69,7 @@ class VisualizeConfig:
     transforms: str = "default"
     learning_rate: float = 0.05
     seed: int = 0
-    shard_size: int = 64
+    shard_size: int = 64  # pictures a shard, on average over layers: fewer where a step costs more
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.featurevis import Picture, Renderer
 from pipeline.job import Job, Stage
 from pipeline.machine import set_up
 from pipeline.stages import STAGES, visualize
+from pipeline.stages.sizing import shard_sizes
 from pipeline.stages.visualize import pictures_planned
 from store import layout
 from store.errors import UsageError
@@ -90,8 +91,9 @@ def _planned(job: Job, stage: str, images: int) -> str:
         return str(layers + -(-images // layout.BLOCK) + 1)
     if stage == "visualize":
         v = job.config.visualize
-        pictures = [min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized]
-        return f"to {sum(-(-p // v.shard_size) for p in pictures) * len(v.kinds) * len(v.directions) + 1}"
+        sizes = shard_sizes(job)
+        pictures = {x.name: min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized}
+        return f"to {sum(-(-p // sizes[x]) for x, p in pictures.items()) * len(v.kinds) * len(v.directions) + 1}"
     return f"to {-(-images // size) + (1 if stage == 'examples' else 0)}"
 
 

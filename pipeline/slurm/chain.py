@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.executors.inputs import shard_names
 from pipeline.job import Job
 from pipeline.stages import STAGES, stage_named
+from pipeline.stages.sizing import shard_sizes
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def _most_examples(job: Job) -> int:
 
 
 def _most_visualizations(job: Job) -> int:
-    v = job.config.visualize
-    each = [min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized]
-    return sum(-(-n // v.shard_size) for n in each) * len(v.kinds) * len(v.directions)
+    v, sizes = job.config.visualize, shard_sizes(job)
+    each = {x.name: min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized}
+    return sum(-(-n // sizes[x]) for x, n in each.items()) * len(v.kinds) * len(v.directions)
 
 
 _MOST: dict[str, Callable[[Job], int]] = {
