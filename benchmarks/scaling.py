@@ -32,6 +32,7 @@ from pipeline.job import Job
 from pipeline.stages import scan
 from store import hdf5, layout, publish
 
+PARTS = ("engines", "slurm", "workers")
 MINUTE = 60.0  # seconds of the shard that overheads are a share of
 SLURM_SHARDS = 8  # shards an array's task takes: its start is shared by them
 
@@ -244,17 +245,22 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 @click.command()
 @bench.options
 @click.option("--measure", is_flag=True, help="Measure workers, engines and files here first.")
+@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this.")
 @click.option("--images", type=click.Path(path_type=Path), default=Path("../shared/imagenet-sample"), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-def main(quick: bool, json_file: str | None, measure: bool, images: Path, rounds: int) -> None:
+def main(
+    quick: bool, json_file: str | None, measure: bool, parts: tuple[str, ...], images: Path, rounds: int
+) -> None:  # fmt: skip
     report = Report("Scaling", ("what", "value", "unit", "spread, notes"))
     costs = Costs()
     if measure:
         with _scratch():
-            measure_workers(report, images, 2 if quick else rounds)
-            costs = measure_files(report, measure_engines(report))
-            if not quick:
+            if "engines" in parts:
+                costs = measure_files(report, measure_engines(report))
+            if "slurm" in parts and not quick:
                 measure_slurm(report)
+            if "workers" in parts:
+                measure_workers(report, images, 2 if quick else rounds)
     run_simulation(report, costs, quick)
     report.notes.append(
         f"simulated: {RESNET50.name}, {RESNET50.rate:g} images/s a GPU (assumed: no GPU here), {RESNET50.units:,} "
