@@ -1,7 +1,7 @@
-"""How the run scales: measured on this machine (`--measure`), then simulated out to 1,000 GPUs and a billion images.
+"""How the run scales: measured on this machine, then simulated out to 1,000 GPUs and a billion images.
 
-python -m benchmarks.scaling                 the simulation, with the measurements noted below
-python -m benchmarks.scaling --measure       measures first: two workers against one, what an engine costs a shard
+python benchmarks/scaling.py --measure       two workers against one, what an engine costs a shard; then the simulation
+python benchmarks/scaling.py --no-measure    the simulation alone, with what was measured before
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import bench
 import click
+from bench import Bar, Report
+from simulation import Cluster, Work, simulate
 
-from benchmarks import bench
-from benchmarks.bench import Bar, Report
-from benchmarks.simulation import Cluster, Work, simulate
 from pipeline import driver
 from pipeline.config import parse_config
 from pipeline.executors import shards
@@ -171,7 +171,7 @@ def _add_overhead(report: Report, engine: str, seconds: float, note: str = "a sh
 
 def measure_slurm(report: Report) -> None:
     """From sbatch to the end of an array's task, less its shard: queueing, Python, torch and the model."""
-    from benchmarks.slurm_task import seconds_of_a_task
+    from slurm_task import seconds_of_a_task
 
     found = seconds_of_a_task(_config(None, 42))
     if isinstance(found, str):
@@ -210,8 +210,8 @@ class Case:
     units: int
 
 
-RESNET50 = Case("ResNet-50", 2_000.0, 54, 23_720)
-PARTIAL_BYTES, FOLD_UNITS = 7.9, 2.0e7  # bytes an image and unit; image-units a second that one core folds
+RESNET50 = Case("ResNet-50", 2_000.0, 50, 23_720)
+PARTIAL_BYTES, FOLD_UNITS = 10.0, 1.5e6  # bytes an image and unit; image-units a second that one core folds
 BANDWIDTH = 20e9  # bytes a second of the shared file system
 
 
@@ -226,7 +226,7 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
     """Shards as docs/cluster.md advises: sixteen a worker, of 1,024 to 65,536 images."""
     size = round(min(max(images / workers / 16, 1024), 65_536))
     count = round(images / size)
-    one = replace(Work(count, size / case.rate, size * case.units * PARTIAL_BYTES))
+    one = Work(count, size / case.rate, size * case.units * PARTIAL_BYTES)
     cluster = Cluster(workers, costs.dispatch, BANDWIDTH)
     scanned = simulate(one, cluster)
     blocks = max(1.0, 4 * images / (64 << 20) * case.units / case.layers)  # the fold holds 64 MiB of a layer at a time
@@ -244,7 +244,7 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 
 @click.command()
 @bench.options
-@click.option("--measure", is_flag=True, help="Measure workers, engines and files here first.")
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure here before simulating.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this.")
 @click.option("--images", type=click.Path(path_type=Path), default=Path("../shared/imagenet-sample"), show_default=True)
 @click.option("--rounds", default=5, show_default=True)

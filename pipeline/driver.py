@@ -114,8 +114,7 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
         def advance(count: int) -> None:
             bar.update(count)
 
-        threads = job.streams if stage.side_by_side else 1
-        for _ in in_order(lambda shard: shards.run_shard(job, stage, shard, advance), missing, threads):
+        for _ in in_order(lambda shard: shards.run_shard(job, stage, shard, advance), missing, stage.at_once(job)):
             pass
 
 
