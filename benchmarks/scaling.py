@@ -74,13 +74,11 @@ class Listening:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.seconds, self.ended = engine, 0.0, 0
 
-    @property
-    def slots(self) -> int:
-        return self.engine.slots
+    def slots(self, stage: str) -> int:
+        return self.engine.slots(stage)
 
-    @property
-    def capacity(self) -> int:
-        return self.engine.capacity
+    def capacity(self, stage: str) -> int:
+        return self.engine.capacity(stage)
 
     def submit(self, task: Task) -> None:
         self.engine.submit(task)

@@ -15,7 +15,7 @@ from pipeline.executors.processes import Processes
 from pipeline.executors.scheduling import PATIENCE, Scheduler, say
 from pipeline.job import Job, Shard, Stage
 from pipeline.machine import in_order, set_up
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, stage_named
 from store import publish, verify
 
 
@@ -66,7 +66,9 @@ def run(
 
 
 def _processes(job: Job) -> Callable[[], Engine]:
-    return lambda: Processes(shards.given(job), job.config.compute.workers)
+    return lambda: Processes(
+        shards.given(job), job.config.compute.workers, lambda stage: stage_named(stage).at_once(job)
+    )
 
 
 def _run_on(engine: Engine, job: Job, stages: Sequence[Stage], part: Slice, patience: float) -> None:

@@ -46,11 +46,17 @@ class Scripted:
     "lost": neither; "silent": commits, never reports; "dies": reports a dead worker; "wrong": reports bad input."""
 
     def __init__(self, job: Recorded, script: Callable[[Task], str], slots: int = 2) -> None:
-        self.job, self.script, self.slots, self.capacity = job, script, slots, slots
+        self.job, self.script, self.running = job, script, slots
         self.sent: list[Task] = []
         self.dropped: list[Task] = []
         self.most = 0
         self._now: dict[Task, str] = {}
+
+    def slots(self, stage: str) -> int:
+        return self.running
+
+    def capacity(self, stage: str) -> int:
+        return self.running
 
     def submit(self, task: Task) -> None:
         self.sent.append(task)
@@ -107,7 +113,7 @@ def test_every_shard_once_and_never_more_than_the_engine_takes(job: Recorded) ->
     engine = Scripted(job, lambda task: "well")
     run(job, engine, stage("index", 1), stage("calibrate", 1), stage("scan", 9), stage("fold", 4, 1))
     assert len(engine.sent) == len(set(names(engine.sent))) == 16
-    assert engine.most == engine.capacity
+    assert engine.most == engine.running
 
 
 def test_a_phase_waits_for_the_one_before_and_independent_stages_for_nobody(job: Recorded) -> None:

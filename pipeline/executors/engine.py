@@ -8,13 +8,11 @@ from .shards import Outcome, Task
 
 
 class Engine(Protocol):
-    @property
-    def slots(self) -> int:
-        """Tasks that run at the same time. May change while a cluster grows or shrinks."""
+    def slots(self, stage: str) -> int:
+        """Tasks of a stage that run at the same time. May change while a cluster grows or shrinks."""
 
-    @property
-    def capacity(self) -> int:
-        """Tasks to hand over at most, running or next in line: the back-pressure."""
+    def capacity(self, stage: str) -> int:
+        """Tasks of a stage to hand over at most, running or next in line: the back-pressure."""
 
     def submit(self, task: Task) -> None: ...
 

@@ -26,6 +26,7 @@ try:
 except ImportError:
     raise UsageError("--executor ray needs Ray: pip install 'unitscope[ray]'") from None
 
+WITHOUT_GPU = ("index", "fold")  # stages that run no network: they leave the GPUs alone
 RETRIES = 3  # Ray's own, of tasks whose worker or node died
 PROBE = 600.0  # seconds for the first task: a cluster that grows on demand may begin with no worker
 
@@ -98,24 +99,25 @@ class RayTasks:
         self.need = _need(replace(config, compute=replace(config.compute, threads=job.threads)), job.device)
         self.most = most
         self._given = ray.put(shards.given(job, engine="ray"))
-        self._compute = ray.remote(num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES)(
-            _compute
-        )
+        self._on_device = ray.remote(
+            num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES
+        )(_compute)
+        self._on_cores = ray.remote(num_cpus=1, num_gpus=0, max_calls=0, max_retries=RETRIES)(_compute)
         self._flying: dict[Any, Task] = {}
 
-    @property
-    def slots(self) -> int:
-        slots = sum(self.need.fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    def slots(self, stage: str) -> int:
+        need = Need(1, 0.0) if stage in WITHOUT_GPU else self.need
+        slots = sum(need.fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return min(slots, self.most) if self.most else slots
 
-    @property
-    def capacity(self) -> int:
+    def capacity(self, stage: str) -> int:
         """As many in line as run: no worker waits for the driver, and an autoscaler sees what is wanted."""
-        return self.slots if self.most else max(2 * self.slots, 1)
+        return self.most or max(2 * self.slots(stage), 1)
 
     def submit(self, task: Task) -> None:
         name = f"{task.stage} {task.shard.name}"
-        self._flying[self._compute.options(name=name).remote(self._given, task)] = task
+        compute = self._on_cores if task.stage in WITHOUT_GPU else self._on_device
+        self._flying[compute.options(name=name).remote(self._given, task)] = task
 
     def wait(self, seconds: float) -> list[Outcome]:
         if not ray.wait(list(self._flying), timeout=seconds)[0]:
@@ -146,7 +148,8 @@ _first_gpus: list[Any] = []
 
 
 def _compute(given: Given, task: Task) -> Outcome:
-    _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+    if task.stage not in WITHOUT_GPU:
+        _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     job = _jobs.get(given.fingerprint)
     if job is None:
         node = ray.get_runtime_context().get_node_id()

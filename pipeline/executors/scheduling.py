@@ -126,10 +126,11 @@ class Scheduler:
 
     def _fill(self) -> None:
         for one in self._open:
-            while one.todo and len(self._flights) < self.engine.capacity:
+            in_flight = sum(task.stage == one.stage.name for task in self._flights)
+            for _ in range(min(len(one.todo), self.engine.capacity(one.stage.name) - in_flight)):
                 self._send(one, one.todo.popleft())
         now = time.monotonic()
-        if len(self._flights) >= self.engine.slots:
+        if not self._is_idle():
             self._idle_since = now  # what is in flight may be queued still
             return
         for flight in [f for f in self._flights.values() if self._straggles(f, now)]:
@@ -143,8 +144,11 @@ class Scheduler:
         self._flights[task] = _Flight(task, time.monotonic())
         self.engine.submit(task)
 
+    def _is_idle(self) -> bool:
+        return all(len(self._flights) < self.engine.slots(one.stage.name) for one in self._open)
+
     def _straggles(self, flight: _Flight, now: float) -> bool:
-        if flight.task in self._losers or len(self._flights) >= self.engine.slots:
+        if flight.task in self._losers or not self._is_idle():
             return False
         one = self._of(flight.task)
         if len(one.rates) < 3:
