@@ -206,9 +206,10 @@ class Case:
     rate: float
     layers: int
     units: int
+    widest: int  # units of the largest layer
 
 
-RESNET50 = Case("ResNet-50", 2_000.0, 50, 23_720)
+RESNET50 = Case("ResNet-50", 2_000.0, 50, 23_720, 2_048)
 PARTIAL_BYTES, FOLD_UNITS = 10.0, 1.5e6  # bytes an image and unit; image-units a second that one core folds
 BANDWIDTH = 20e9  # bytes a second of the shared file system
 
@@ -231,11 +232,12 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
     reading = costs.record * count + costs.opening * count * 5 * blocks
     each = images * case.units / case.layers / FOLD_UNITS + reading
     folded = simulate(Work(case.layers, each, images * case.units / case.layers * PARTIAL_BYTES), cluster)
+    fold = max(folded.seconds, each * case.widest * case.layers / case.units)  # the widest layer is one shard
     report.add(
         f"{images:.3g} images, {workers} GPUs", scanned.seconds / 3600, "h scan",
         f"efficiency {scanned.efficiency:.0%}, driver {scanned.driver / scanned.seconds:.0%} busy, files "
         f"{scanned.files / scanned.seconds:.0%}, {scanned.again} lost, {scanned.twins} twins of {count}; "
-        f"fold {folded.seconds / 3600:.2g} h, {reading / each:.0%} of it opening files, on "
+        f"fold {fold / 3600:.2g} h, {reading / each:.0%} of it opening files, on "
         f"{min(case.layers, workers)} workers; partials {images * case.units * PARTIAL_BYTES / 1e12:.3g} TB",
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import statistics
 from collections import deque
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ class _Stage:
         self.events: list[tuple[float, int, int, float, bool]] = []  # end, worker, shard, began, whether it is lost
         self.running: dict[int, list[float]] = {}  # shard -> beginnings
         self.done: set[int] = set()
+        self.took: deque[float] = deque(maxlen=101)  # seconds of the last shards, waits for the file system included
         self.driver_free = self.files_free = self.now = 0.0
         self.result = Result(workers=cluster.workers)
 
@@ -89,6 +91,7 @@ class _Stage:
         self.free.append(worker)
         if shard not in self.done:
             self.done.add(shard)
+            self.took.append(self.now - began)
             self.result.busy += self.work.seconds
 
     def fill(self) -> None:
@@ -98,7 +101,9 @@ class _Stage:
             self.send_twins()
 
     def send_twins(self) -> None:
-        patience = max(SLOW * self.work.seconds, SLOW_SECONDS)
+        if len(self.took) < 3:
+            return
+        patience = max(SLOW * statistics.median(self.took), SLOW_SECONDS)
         late = [s for s, began in self.running.items() if len(began) == 1 and s not in self.done
                 and self.now - began[0] > patience]  # fmt: skip
         for shard in late[: len(self.free)]:
