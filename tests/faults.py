@@ -62,7 +62,13 @@ COMMAND = (sys.executable, "-m", "unitscope")
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [*COMMAND, *(str(a) for a in arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+                            preexec_fn=_listen_to_ctrl_c)  # fmt: skip
+
+
+def _listen_to_ctrl_c() -> None:
+    """A shell's background jobs, and all they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
