@@ -62,8 +62,10 @@ COMMAND = (sys.executable, "-m", "unitscope")
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [*COMMAND, *(str(a) for a in arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
-                            preexec_fn=_listen_to_ctrl_c)  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=_listen_to_ctrl_c,  # noqa: PLW1509  (no threads here)
+    )  # fmt: skip
 
 
 def _listen_to_ctrl_c() -> None:
