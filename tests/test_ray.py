@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faults
 import pytest
+from click.testing import CliRunner
 
+import unitscope
 from store import logs
+from store.errors import UsageError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'unitscope[ray]'")
 
@@ -55,3 +59,35 @@ def _kill_node(cluster: Any, store: Path, event: dict[str, Any]) -> list[int]:
     dead = faults.kill_now([pid for pid in workers if faults.alive(pid)])
     cluster.remove_node(node, allow_graceful=False)
     return dead
+
+
+def test_a_node_takes_as_many_tasks_as_its_scarcest_resource_allows() -> None:
+    from pipeline.executors.ray_tasks import Need
+
+    node = {"CPU": 12.0, "GPU": 2.0, "memory": 1e9}
+    assert [Need(c, g).fits(node) for c, g in ((1, 0.0), (4, 1.0), (6, 0.5), (1, 0.25), (12, 1.0))] == [12, 2, 2, 8, 1]
+    assert Need(1, 1.0).fits({"CPU": 64.0}) == 0
+
+
+def test_a_process_that_is_given_another_gpu_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.executors import ray_tasks
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(ray_tasks, "_first_gpus", [])
+    ray_tasks._refuse_another_gpu(["1"])
+    ray_tasks._refuse_another_gpu(["1"])
+    assert ended == []
+    ray_tasks._refuse_another_gpu(["0"])
+    assert ended == [1]
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pipeline.executors.ray_tasks", raising=False)
+    command = ["run", str(faults.ROOT / "configs" / "demo.toml"), "--store", str(tmp_path / "s"), "--executor", "ray"]
+    done = CliRunner().invoke(unitscope.cli, command)
+    assert isinstance(done.exception, UsageError)
+    assert "unitscope[ray]" in str(done.exception)
+    done = CliRunner().invoke(unitscope.cli, [*command[:-2], "--address", "auto"])
+    assert "--executor ray" in str(done.exception)
