@@ -83,7 +83,10 @@ def test_a_process_that_is_given_another_gpu_ends_before_it_begins(monkeypatch: 
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import pipeline.executors
+
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delattr(pipeline.executors, "ray_tasks", raising=False)
     monkeypatch.delitem(sys.modules, "pipeline.executors.ray_tasks", raising=False)
     command = ["run", str(faults.ROOT / "configs" / "demo.toml"), "--store", str(tmp_path / "s"), "--executor", "ray"]
     done = CliRunner().invoke(unitscope.cli, command)
