@@ -41,9 +41,9 @@ SLURM_SHARDS = 8  # shards an array's task takes: its start is shared by them
 class Costs:
     """Seconds. The defaults were measured with --measure on 2 cores, 2026-11."""
 
-    dispatch: float = 0.004  # of the driver, a shard on Ray
-    record: float = 0.00006  # to read one commit record
-    opening: float = 0.0007  # to open one partial and find an array in it
+    dispatch: float = 0.0097  # of the driver, a shard on Ray
+    record: float = 0.000_015  # to read one commit record
+    opening: float = 0.000_21  # to open one partial and find an array in it
 
 
 def _config(images: Path | None, shard: int) -> dict[str, dict[str, object]]:
