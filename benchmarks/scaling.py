@@ -210,7 +210,7 @@ class Case:
 
 
 RESNET50 = Case("ResNet-50", 2_000.0, 50, 23_720, 2_048)
-PARTIAL_BYTES, FOLD_UNITS = 10.0, 1.5e6  # bytes an image and unit; image-units a second that one core folds
+PARTIAL_BYTES, FOLD_UNITS = 10.0, 3.5e6  # bytes an image and unit; image-units a second that one core folds
 BANDWIDTH = 20e9  # bytes a second of the shared file system
 
 
