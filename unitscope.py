@@ -13,6 +13,7 @@ from store.errors import UsageError
 # command -> (module, one line for the list of commands)
 COMMANDS = {
     "run": ("pipeline.cli", "Run a config's stages into a store; again, to resume."),
+    "slurm": ("pipeline.slurm.cli", "The same run as a chain of Slurm array jobs."),
     "plan": ("pipeline.cli", "What a run would do: stages, shards, bytes and hours."),
     "pack": ("pipeline.cli", "Decode and resize pictures once, for many models to scan."),
     "layers": ("pipeline.cli", "Layers and units of a model, without weights or data."),

@@ -11,6 +11,7 @@ import click
 from store.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.job import Job
 
 STAGE_NAMES = ("index", "calibrate", "scan", "fold", "examples", "visualize")
@@ -20,17 +21,20 @@ def _store_of(config: str, store: str | None) -> Path:
     return Path(store) if store else Path("stores") / Path(config).stem
 
 
-def _job(config: str, store: str | None, workers: int | None = None) -> Job:
+def _job(config: str, store: str | None, workers: int | None = None, device: str = "") -> Job:
+    settings = _settings(config, workers)  # before torch is imported: a misspelt key is said at once
+    from pipeline.job import Job
+
+    return Job(settings, _store_of(config, store), device=device)
+
+
+def _settings(config: str, workers: int | None = None) -> Config:
     from dataclasses import replace
 
     from pipeline.config import read_config
 
-    settings = read_config(Path(config))  # before torch is imported: a misspelt key is said at once
-    from pipeline.job import Job
-
-    if workers:
-        settings = replace(settings, compute=replace(settings.compute, workers=workers))
-    return Job(settings, _store_of(config, store))
+    settings = read_config(Path(config))
+    return replace(settings, compute=replace(settings.compute, workers=workers)) if workers else settings
 
 
 def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -49,26 +53,52 @@ def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tu
     "--stage", "stages", multiple=True, type=click.Choice(STAGE_NAMES), help="Only this stage; may be repeated."
 )
 @click.option("--shard", metavar="I/N", callback=_parse_shard, help="Only the shards s of one stage with s mod N = I.")
-@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes.  [default: from the config]")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes, one a GPU; with ray: tasks at "
+              "a time.  [default: from the config; with ray: what the cluster holds]")  # fmt: skip
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else Ray is "
+              "started here]")  # fmt: skip
+@click.option("--patience", type=click.FloatRange(1), default=900.0, show_default=True, metavar="SECONDS",
+              help="Without a finished shard for so long, what is missing is sent again.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What the run computes on, said where a machine "
+              "that only indexes or folds has no GPU.  [default: from the config]")  # fmt: skip
 def run(
     config: str, store: str | None, stages: tuple[str, ...], shard: tuple[int, int] | None, executor: str,
-    workers: int | None,
+    workers: int | None, address: str | None, patience: float, device: str | None,
 ) -> None:  # fmt: skip
     """Run a config's stages into a store. Run it again after any interruption: what is done is not done twice.
 
     \b
     Examples:
       unitscope run configs/demo.toml
-      unitscope run configs/demo.toml --stage scan --shard 3/16      (under Slurm: one of 16 array tasks)
+      unitscope run configs/demo.toml --stage scan --shard 3/16      (one of 16 that share the scan out)
+      unitscope run configs/demo.toml --workers 4                    (four processes, one a GPU)
+      unitscope run configs/demo.toml --executor ray --address auto  (tasks of a running Ray cluster)
     """
+    if address and executor != "ray":
+        raise UsageError("--address is a Ray cluster's: add --executor ray")
     if shard and len(stages) != 1:
         raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
-    job = _job(config, store, workers)
+    ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
+    if executor == "ray":
+        _run_on_ray(_settings(config), _store_of(config, store), ordered, shard, workers or 0, address, patience)
+        return
+    job = _job(config, store, workers, device or "")
     from pipeline import driver
 
-    ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
-    driver.run(job, ordered, driver.Slice(*shard) if shard else driver.WHOLE)
+    driver.run(job, ordered, driver.Slice(*shard) if shard else driver.WHOLE, patience=patience)
+
+
+def _run_on_ray(
+    settings: Config, root: Path, stages: tuple[str, ...], shard: tuple[int, int] | None, most: int,
+    address: str | None, patience: float,
+) -> None:  # fmt: skip
+    from pipeline import driver
+    from pipeline.executors import ray_tasks
+
+    job = ray_tasks.connect(settings, root, address)
+    part = driver.Slice(*shard) if shard else driver.WHOLE
+    driver.run(job, stages, part, lambda: ray_tasks.RayTasks(job, settings, most), patience)
 
 
 @click.command()

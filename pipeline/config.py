@@ -69,7 +69,7 @@ class VisualizeConfig:
     transforms: str = "default"
     learning_rate: float = 0.05
     seed: int = 0
-    shard_size: int = 64
+    shard_size: int = 64  # pictures a shard, on average over layers: fewer where a step costs more
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class ComputeConfig:
     compile: bool = False
     workers: int = 1
     threads: int = 0  # a worker's; 0 = the machine's cores shared out
+    gpus: float = 0.0  # that a Ray task takes, in fractions too; 0 = one where the device is a GPU
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
 
 # Keys that change no result: kept out of the fingerprint and of the stored config.
 UNHASHED = {
-    ("compute", "workers"), ("compute", "threads"), ("model", "name"), ("dataset", "name"),
+    ("compute", "workers"), ("compute", "threads"), ("compute", "gpus"), ("model", "name"), ("dataset", "name"),
     ("dataset", "max_bad_fraction"),
 }  # fmt: skip
 

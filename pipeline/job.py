@@ -9,6 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,10 @@ from pipeline.machine import in_order, resolve_device, threads_of_worker
 from pipeline.measuring import Measurer, Units
 from pipeline.models import Model, open_model
 from pipeline.reduce.measured import Measured
+from pipeline.timing import phase, waits
 from store import layout, parquet, publish
 from store.errors import UsageError
+from store.logs import Log, slurm_facts
 from store.publish import Publication, Record
 
 
@@ -62,9 +65,13 @@ class Stage:
 
 
 class Job:
-    def __init__(self, config: Config, root: Path, progress: bool = True) -> None:
+    def __init__(
+        self, config: Config, root: Path, progress: bool = True, device: str = "", where: dict[str, str] | None = None
+    ) -> None:
+        """`device`: where another machine computes, what it has; `where`: facts for every line of the log."""
         self.config, self.root, self.progress = config, root, progress
-        self.device = resolve_device(config.compute.device)
+        self.device = device or resolve_device(config.compute.device)
+        self.log = Log(root, (where or {"engine": "local"}) | slurm_facts())
 
     @property
     def threads(self) -> int:
@@ -219,7 +226,7 @@ class Job:
             with self._network:
                 return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
-        return in_order(measure, self.batches(ids), self.streams)
+        return in_order(measure, waits(self.batches(ids)), self.streams)
 
     @functools.cached_property
     def _network(self) -> threading.Semaphore:
@@ -234,8 +241,14 @@ class Job:
     def path_of(self, image_id: int) -> str:
         return self._paths[image_id]
 
-    def publication(self, stage: str, shard: str) -> Publication:
-        return Publication(self.root, self.run, stage, shard, self.fingerprint)
+    @contextmanager
+    def publication(self, stage: str, shard: str) -> Iterator[Publication]:
+        with phase("write"), Publication(self.root, self.run, stage, shard, self.fingerprint) as out:
+            yield out
+
+    def log_plan(self, stage: Stage, phases: list[list[Shard]]) -> None:
+        """Notes how many shards a stage has, for `status`."""
+        self.log.write("plan", run=self.run, stage=stage.name, phases=[len(phase) for phase in phases])
 
     def record(self, stage: str, shard: str) -> Record | None:
         return publish.find_record(self.root, self.run, stage, shard)

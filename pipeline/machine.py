@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from pipeline.timing import carried
 from store.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -28,8 +29,11 @@ def resolve_device(wanted: str) -> str:
 
 
 def threads_of_worker(threads: int, workers: int) -> int:
-    """0 means the cores this process may use, shared out among the workers."""
+    """0 means the cores this process may use, shared out among the workers. Under Slurm, those it gave: without
+    cgroups it does not bind a task to them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    cores = min(cores, int(given)) if given.isdigit() and int(given) else cores
     return threads or max(cores // workers, 1)
 
 
@@ -55,6 +59,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
     if threads <= 1:
         yield from map(function, items)
         return
+    function = carried(function)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         try:

@@ -18,6 +18,7 @@ from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
 from pipeline.reduce.measured import Measured, check_finite, choose, empty
+from pipeline.timing import timed
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Measurer:
             x = x.pin_memory()
         return self.pictures(x.to(self.device, non_blocking=True).float() / 255)
 
+    @timed("forward")
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
         buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
@@ -93,6 +95,7 @@ class Measurer:
         x = self.model.preprocess.normalize(x.to(self.device))
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
+    @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
         units, out = self._slices[layer.name], self._current.out
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)

@@ -15,6 +15,7 @@ from pipeline.featurevis import Picture, Renderer
 from pipeline.job import Job, Stage
 from pipeline.machine import set_up
 from pipeline.stages import STAGES, visualize
+from pipeline.stages.sizing import shard_sizes
 from pipeline.stages.visualize import pictures_planned
 from store import layout
 from store.errors import UsageError
@@ -52,7 +53,7 @@ def make_plan(job: Job) -> str:
         ),
         f"dataset   {job.dataset}: {images:,} pictures",
         "",
-        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9}",
+        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'a shard':>9}",
     ]
     for stage in STAGES:
         lines.append(_line(job, stage, images, rates))
@@ -75,13 +76,29 @@ def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
         "examples": rates.image * min(images, int(job.units.offsets[-1]) * job.config.examples.count),
         "visualize": rates.render_step * job.config.visualize.steps * pictures_planned(job),
     }.get(stage.name)
-    time = "" if seconds is None else _duration(seconds / job.config.compute.workers)
+    time = (
+        "" if seconds is None else f"{_duration(seconds / job.config.compute.workers):>9}{_a_shard(job, stage, rates)}"
+    )
     try:
         total = sum(len(phase) for phase in stage.phases(job))
         done = total - len(missing_shards(job, stage))
         return f"{stage.name:10} {total:8} {done:6} {time:>9}"
     except (UsageError, FileNotFoundError):  # its shards follow from a stage that has not run
         return f"{stage.name:10} {_planned(job, stage.name, images):>8} {0:6} {time:>9}"
+
+
+def _a_shard(job: Job, stage: Stage, rates: Rates) -> str:
+    """What one shard takes: a minute or two serve a cluster best (docs/cluster.md)."""
+    config = job.config
+    pictures = min(config.scan.shard_size, len(job.entries))
+    each = {
+        "scan": rates.image * pictures,
+        "examples": rates.image * pictures,
+        "visualize": rates.render_step
+        * config.visualize.steps
+        * min(config.visualize.shard_size, pictures_planned(job)),
+    }.get(stage.name)
+    return "" if each is None else f" {_duration(each):>9}"
 
 
 def _planned(job: Job, stage: str, images: int) -> str:
@@ -93,8 +110,9 @@ def _planned(job: Job, stage: str, images: int) -> str:
         return str(layers + -(-images // layout.BLOCK) + 1)
     if stage == "visualize":
         v = job.config.visualize
-        pictures = [min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized]
-        return f"to {sum(-(-p // v.shard_size) for p in pictures) * len(v.kinds) * len(v.directions) + 1}"
+        sizes = shard_sizes(job)
+        pictures = {x.name: min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized}
+        return f"to {sum(-(-p // sizes[x]) for x, p in pictures.items()) * len(v.kinds) * len(v.directions) + 1}"
     return f"to {-(-images // size) + (1 if stage == 'examples' else 0)}"
 
 

@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import click
 
-STAGES = ("index", "calibrate", "scan", "fold", "examples", "visualize", "groups")
-
 
 @click.command()
 @click.argument("store")
-def status(store: str) -> None:
-    """Runs of STORE, the shards each stage has done, and the images that were rejected.
+@click.option("--timings", is_flag=True, help="Where the time went: seconds by stage and phase, from the logs.")
+def status(store: str, timings: bool) -> None:
+    """Runs of STORE, the shards each stage has done, those in flight or lost, what Slurm has queued for it, and the
+    images that were rejected.
 
     \b
     Example:
-      unitscope status stores/demo
+      unitscope status stores/demo --timings
     """
-    from store import layout, parquet, publish, verify
+    from store import verify
+    from store.status import lines_of
 
     root = Path(store)
     verify.require_store(root)
-    records = publish.records(root)
-    if not records:
-        click.echo(f"{root}: an empty store; nothing is committed yet")
-    for run in sorted({r.run for r in records}):
-        mine = [r for r in records if r.run == run]
-        done = Counter(r.stage for r in mine)
-        finished = {r.stage for r in mine if r.shard in ("finish", "index", "calibrate")}
-        index = next((r for r in mine if r.stage == "index"), None)
-        click.echo(f"{run}  fingerprint {mine[0].fingerprint[:12]}")
-        for stage in STAGES:
-            if done[stage]:
-                complete = "complete" if stage in finished or (stage == "scan" and "fold" in finished) else "so far"
-                click.echo(f"  {stage:10} {done[stage]:6} shards {complete}")
-        if index is None:
-            continue
-        dataset = str(index.facts["dataset"])
-        late = {int(i): str(reason) for r in mine if r.stage == "scan" for i, reason in r.facts["rejected"]}
-        images = parquet.read(root / layout.dataset_table(dataset, "images"), ["image_id", "path", "status", "reason"])
-        rows = images.to_pylist()
-        bad = [(r["path"], late.get(r["image_id"]) or r["reason"]) for r in rows
-               if r["status"] == "rejected" or r["image_id"] in late]  # fmt: skip
-        click.echo(f"  images     {len(rows):6}, {len(bad)} rejected")
-        for path, reason in bad[:20]:
-            click.echo(f"    {path}: {reason}")
-        if len(bad) > 20:
-            click.echo(f"    and {len(bad) - 20} more: SELECT path, reason FROM rejected_images")
+    for line in lines_of(root, timings):
+        click.echo(line)
 
 
 @click.command()

@@ -26,6 +26,10 @@ TEMPORARY = ".tmp-"
 STALE_SECONDS = 24 * 3600  # for temporaries of other hosts, whose processes cannot be asked
 
 
+class DisagreementError(UsageError):
+    """Two runs of one shard gave different bytes."""
+
+
 @dataclass(frozen=True)
 class File:
     """A published file: path relative to the store, size in bytes, SHA-256 of its contents."""
@@ -138,6 +142,12 @@ def check_version(root: Path) -> None:
         )
 
 
+def committed(root: Path, run: str, stage: str) -> set[str]:
+    """Names of the committed shards of a stage, without reading the records."""
+    found = (root / layout.COMMITS / run / stage).glob("*.json")
+    return {path.stem for path in found if not path.name.startswith(TEMPORARY)}
+
+
 def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
     """The commit records, sorted by run, stage and shard."""
     folder = root / layout.COMMITS
@@ -179,6 +189,15 @@ def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
         shutil.rmtree(folder / stage, ignore_errors=True)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def remove_orphans(root: Path, run: str) -> None:
+    """Removes temporaries of files that are published: their makers died, or lost the race and will find out."""
+    published = {root / file.path for record in records(root, run) for file in record.files}
+    folders = (root / "runs" / run, root / "datasets")
+    for path in [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]:
+        if path.with_name(path.name.rpartition("~")[2]) in published:
+            path.unlink(missing_ok=True)
 
 
 def remove_stale_temporaries(root: Path) -> None:
@@ -295,7 +314,7 @@ def _link(place: Path, new: Record) -> Record:
 def _same(place: Path, new: Record) -> Record:
     old = read_record(place)
     if old.text() != new.text():
-        raise UsageError(
+        raise DisagreementError(
             f"{place} was committed by another process with other contents: two runs of one shard must agree; "
             "are both on the same kind of processor and the same versions? `unitscope repair` makes it whole"
         )

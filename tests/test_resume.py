@@ -135,6 +135,7 @@ def test_a_shard_that_another_process_finished_meanwhile_is_done(config: Path, t
 
     from pipeline import driver
     from pipeline.config import read_config
+    from pipeline.executors import shards
     from pipeline.job import Job, Shard
     from pipeline.stages import index, scan
     from store.errors import UsageError
@@ -145,7 +146,7 @@ def test_a_shard_that_another_process_finished_meanwhile_is_done(config: Path, t
     def fail(*_: object) -> None:
         raise UsageError("a partial is gone")
 
-    driver._run_shard(job, replace(index.STAGE, run=fail), Shard("index"), lambda _: None)
+    shards.run_shard(job, replace(index.STAGE, run=fail), Shard("index"), lambda _: None)
     with pytest.raises(UsageError, match="partial is gone"):
-        driver._run_shard(job, replace(scan.STAGE, run=fail), Shard("00000"), lambda _: None)
+        shards.run_shard(job, replace(scan.STAGE, run=fail), Shard("00000"), lambda _: None)
     assert job.record("index", "index") is not None

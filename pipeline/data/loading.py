@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.timing import carried, timed
+
 from .decode import BadImageError, open_image
 
 AHEAD = 3  # batches being decoded while one is in the network
@@ -36,6 +38,8 @@ def batches(
     Batches are cut by place in `ids`, so that a bad file moves no other picture into another batch.
     """
 
+    @carried
+    @timed("decode")
     def one(image_id: int) -> NDArray[np.uint8] | str:
         try:
             return pixels(open_image(read(image_id)))

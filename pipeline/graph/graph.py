@@ -9,7 +9,7 @@ from math import inf
 
 from torch import fx, nn
 
-from pipeline.graph import axes, blocks, bounds, ops, receptive, shapes
+from pipeline.graph import axes, blocks, bounds, cost, ops, receptive, shapes
 from pipeline.graph.layer import Layer, Layout
 from pipeline.graph.trace import trace
 from store.errors import UsageError
@@ -57,6 +57,14 @@ class Graph:
             found += [(source, target) for target in here for source in above]
             nearest[node] = tuple(here) or tuple(above)
         return tuple(found)
+
+    def cost(self, layer: Layer) -> int:
+        """What a forward and backward pass from the picture to this layer costs, in multiply-accumulates."""
+        return cost.up_to(next(node for node in self._nodes if node.name == layer.node), self._costs)
+
+    @cached_property
+    def _costs(self) -> dict[fx.Node, int]:
+        return cost.of_nodes(self.module, self._shapes)
 
     @cached_property
     def _all(self) -> tuple[Layer, ...]:

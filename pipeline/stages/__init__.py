@@ -5,4 +5,20 @@ from pipeline.job import Stage
 from . import calibrate, examples, fold, index, scan, visualize
 
 STAGES: tuple[Stage, ...] = (index.STAGE, calibrate.STAGE, scan.STAGE, fold.STAGE, examples.STAGE, visualize.STAGE)
-__all__ = ["STAGES"]
+
+# What each stage reads: with an engine, examples and visualizations run beside each other.
+AFTER: dict[str, tuple[str, ...]] = {
+    "index": (),
+    "calibrate": ("index",),
+    "scan": ("index", "calibrate"),
+    "fold": ("index", "scan"),
+    "examples": ("index", "fold"),
+    "visualize": ("index", "fold"),
+}
+
+
+def stage_named(name: str) -> Stage:
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+__all__ = ["AFTER", "STAGES", "stage_named"]

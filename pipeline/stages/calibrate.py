@@ -19,11 +19,13 @@ def _phases(job: Job) -> list[list[Shard]]:
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
+    facts: dict[str, object] = {"sample": 0}
+    if len(job.readable) <= shard.last:
+        advance(1)
+    else:
+        facts = _look(job, shard.last, advance)
     with job.publication("calibrate", shard.name) as out:
-        if len(job.readable) <= shard.last:
-            advance(1)
-            return out.commit({"sample": 0})
-        return out.commit(_look(job, shard.last, advance))
+        return out.commit(facts)
 
 
 def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, object]:

@@ -22,6 +22,7 @@ from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
 from pipeline.machine import in_order
 from pipeline.measuring import folded_network
+from pipeline.timing import timed, waits
 from store import hdf5, layout, parquet
 from store.hdf5 import Array
 from store.publish import Record
@@ -100,6 +101,7 @@ class _Maps:
         self.network = graph.with_taps(network, job.layers, self._tap)
         self.current = threading.local()
 
+    @timed("forward")
     def __call__(self, batch: Batch) -> tuple[Batch, _Found]:
         self.current.ids, self.current.found = batch.ids.tolist(), _Found()
         if len(batch.ids):
@@ -108,6 +110,7 @@ class _Maps:
                 self.network(self.job.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
         return batch, self.current.found
 
+    @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
         place, found = self.places[layer.name], self.current.found
         for row, image_id in enumerate(self.current.ids):
@@ -133,7 +136,7 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     ids = wanted.pictures[shard.first : shard.last]
     jpegs: list[bytes] = []
     total = _Found()
-    for batch, found in in_order(_Maps(job, wanted), job.batches(ids), job.streams):
+    for batch, found in in_order(_Maps(job, wanted), waits(job.batches(ids)), job.streams):
         if batch.bad:
             raise OSError(f"{job.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
         for place, maps in found.maps.items():

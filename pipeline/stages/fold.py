@@ -15,6 +15,7 @@ from pipeline.receptive import boxes
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
 from pipeline.stages.partials import ScanPartials
+from pipeline.timing import phase
 from store import hdf5, layout, parquet, schema
 from store.errors import UsageError
 from store.hdf5 import Array
@@ -49,7 +50,8 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
     layer, run = job.layers[shard.first], job.run
-    result = fold_layer(job, partials, shard.first, advance)
+    with phase("reduce"):
+        result = fold_layer(job, partials, shard.first, advance)
     minimum = np.concatenate([u["minimum"] for u in result.units])
     if not layer.signed and minimum.min() < 0:
         raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")

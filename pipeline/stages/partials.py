@@ -13,6 +13,7 @@ from pipeline.job import Job
 from pipeline.stages.scan import signed_units
 from pipeline.statistics import moments
 from pipeline.statistics.moments import Pair
+from pipeline.timing import timed
 from store import hdf5, layout
 
 
@@ -100,6 +101,7 @@ class ScanPartials:
         return classes, probabilities
 
 
+@timed("wait")
 def _slice(file: Path, name: str, units: slice) -> NDArray[np.generic] | None:
     with hdf5.reading(file) as partial:
         if not len(hdf5.dataset(partial, "ids")):

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pipeline.featurevis import Picture, Renderer, Rendering, Settings
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
+from pipeline.stages.sizing import shard_sizes
 from pipeline.stages.trust import Judge, Trust
+from pipeline.timing import phase
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record
@@ -50,8 +52,9 @@ def _groups(job: Job) -> list[Group]:
 
 def _phases(job: Job) -> list[list[Shard]]:
     shards = []
-    size = job.config.visualize.shard_size
+    sizes = shard_sizes(job)
     for number, group in enumerate(_groups(job)):
+        size = sizes[group.layer.name]
         for first in range(0, len(group.pictures), size):
             last = min(first + size, len(group.pictures))
             shards.append(Shard(f"{number:04d}-{first:06d}", first, last, last - first, group.layer.name))
@@ -91,8 +94,10 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     batches = [group.pictures[a : min(a + chosen.batch, shard.last)] for a in starts]
 
     def render(pictures: tuple[Picture, ...]) -> tuple[Rendering, list[Trust]]:
-        done = renderer.render(pictures, group.kind)
-        return done, judge.judge(done.images, pictures, group.kind)
+        with phase("forward"):
+            done = renderer.render(pictures, group.kind)
+        with phase("reduce"):
+            return done, judge.judge(done.images, pictures, group.kind)
 
     images, columns = [], []
     for done, trust in map(render, batches):

@@ -1,0 +1,154 @@
+"""Worker processes on this machine, one a device: started with `spawn`, replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from pipeline.executors import shards
+from pipeline.executors.shards import Given, Outcome, Task
+from pipeline.job import Job
+from store.errors import UsageError
+
+MOST_THREADS = 256  # no limit of ours: the engine hands out no more tasks than are to run at once
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: BaseProcess
+    pipe: Connection
+    tasks: list[Task] = field(default_factory=list)
+
+
+class Processes:
+    """An engine of `workers` processes, each with as many shards at once as `at_once` says of a stage. A process that
+    dies loses its tasks and is replaced."""
+
+    def __init__(self, given: Given, workers: int, at_once: Callable[[str], int] = lambda stage: 1) -> None:
+        self.given = replace(given, where=given.where | {"engine": "local"})
+        self._at_once = at_once
+        self._context = multiprocessing.get_context("spawn")
+        self._devices = devices_of_workers(workers) if given.device == "cuda" else [""] * workers
+        self._queue: deque[Task] = deque()
+        self._workers = [self._start(number) for number in range(workers)]
+
+    def slots(self, stage: str) -> int:
+        return len(self._workers) * self._at_once(stage)
+
+    def capacity(self, stage: str) -> int:
+        return self.slots(stage)
+
+    def _start(self, number: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, self.given, self._devices[number]), daemon=True, name=f"unitscope-{number}"
+        )
+        process.start()
+        theirs.close()  # so that a worker's death closes the pipe
+        return _Worker(number, process, ours)
+
+    def submit(self, task: Task) -> None:
+        self._queue.append(task)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Each task to the worker that has least to do, where it has room."""
+        while self._queue:
+            worker = min(self._workers, key=lambda w: len(w.tasks))
+            if len(worker.tasks) >= self._at_once(self._queue[0].stage):
+                return
+            task = self._queue.popleft()
+            worker.tasks.append(task)
+            with contextlib.suppress(OSError):  # it died idle: `wait` hears of it
+                worker.pipe.send(task)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        found = []
+        busy = {worker.pipe: worker for worker in self._workers if worker.tasks}
+        for pipe in wait(list(busy), seconds):
+            found += self._receive(busy[pipe])  # type: ignore[index]
+        self._hand_out()
+        return found
+
+    def _receive(self, worker: _Worker) -> list[Outcome]:
+        try:
+            outcome: Outcome = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._replace(worker)
+            died = f"its worker process died (exit {worker.process.exitcode})"
+            return [Outcome(task, error=died) for task in worker.tasks]
+        worker.tasks.remove(outcome.task)
+        return [outcome]
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.process.join(5)
+        worker.pipe.close()
+        self._workers[worker.number] = self._start(worker.number)
+
+    def drop(self, task: Task) -> None:
+        if task in self._queue:
+            self._queue.remove(task)
+        for worker in list(self._workers):
+            if task in worker.tasks:
+                worker.process.kill()
+                self._replace(worker)
+                self._queue.extend(other for other in worker.tasks if other != task)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            if worker.tasks:
+                worker.process.kill()  # a shard half done leaves nothing but temporaries
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(5)
+
+
+def devices_of_workers(workers: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each worker: one of those visible here, in turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return [names[number % len(names)] if names else "" for number in range(workers)]
+
+
+def _serve(pipe: Connection, given: Given, visible: str) -> None:
+    """A worker's life: tasks in, outcomes out, until the other end of the pipe is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible  # before CUDA is first touched
+    begun: list[Job | str] = []  # the job, or why there is none
+    sending = threading.Lock()
+
+    def answer(task: Task) -> None:
+        job = begun[0]
+        done = Outcome(task, error=job, fatal=True) if isinstance(job, str) else shards.perform(job, task)
+        with sending:
+            pipe.send(done)
+
+    with ThreadPoolExecutor(MOST_THREADS) as pool:
+        while True:
+            try:
+                task: Task = pipe.recv()
+            except (EOFError, OSError):
+                return
+            if not begun:
+                begun.append(_begin(given))
+            pool.submit(answer, task)
+
+
+def _begin(given: Given) -> Job | str:
+    try:
+        return shards.begin(given)
+    except UsageError as error:
+        return str(error)

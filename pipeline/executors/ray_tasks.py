@@ -1,0 +1,170 @@
+"""Shards as tasks of a Ray cluster: placement, lost tasks and new nodes are Ray's matter; what is done is the store's.
+
+Tasks rather than actors: a pool of actors hangs when a node dies and no spare can hold them. `max_calls=0` keeps the
+worker process, and with it the model, from task to task: tasks with GPUs would otherwise start a process each.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.executors import shards
+from pipeline.executors.shards import Given, Outcome, Task
+from pipeline.job import Job
+from pipeline.machine import resolve_device
+from store.errors import UsageError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+try:
+    import ray
+except ImportError:
+    raise UsageError("--executor ray needs Ray: pip install 'unitscope[ray]'") from None
+
+WITHOUT_GPU = ("index", "fold")  # stages that run no network: they leave the GPUs alone
+RETRIES = 3  # Ray's own, of tasks whose worker or node died
+PROBE = 600.0  # seconds for the first task: a cluster that grows on demand may begin with no worker
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one task takes of a node."""
+
+    cpus: int
+    gpus: float
+
+    def fits(self, resources: dict[str, float]) -> int:
+        """Tasks that a node with these resources runs at the same time."""
+        by_cpu = math.floor(resources.get("CPU", 0.0) / self.cpus + 1e-9)
+        return min(by_cpu, math.floor(resources.get("GPU", 0.0) / self.gpus + 1e-9)) if self.gpus else by_cpu
+
+
+def connect(config: Config, root: Path, address: str | None) -> Job:
+    """Attaches to the cluster at `address` ("auto", HOST:PORT; $RAY_ADDRESS), or starts Ray here.
+
+    Returns the job as the cluster's nodes would compute it. Raises UsageError where none has room for a task.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False,
+                 logging_level=logging.ERROR)  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+    need = _need(config, "cuda" if _wants_gpu(config) else "cpu")
+    probe = ray.remote(resolve_device).options(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=RETRIES)
+    try:
+        device: str = ray.get(probe.remote(config.compute.device), timeout=PROBE if address else 60.0)
+    except ray.exceptions.GetTimeoutError:
+        raise UsageError(
+            f"the Ray cluster has no room for a task of {need.cpus} CPUs and {need.gpus:g} GPUs; it has "
+            f"{_resources_text()}: see [compute] gpus and threads"
+        ) from None
+    except ray.exceptions.RayTaskError as error:
+        raise UsageError(f"a node of the Ray cluster cannot take part: {error.cause}") from error
+    # Threads are what Ray gives a task, whatever cores its node has.
+    compute = replace(config.compute, device=device, threads=need.cpus, workers=1)
+    return Job(replace(config, compute=compute), root, device=device, where={"engine": "ray"})
+
+
+def _wants_gpu(config: Config) -> bool:
+    wanted = config.compute.device
+    return wanted == "cuda" or (wanted == "auto" and ray.cluster_resources().get("GPU", 0.0) > 0)
+
+
+def _need(config: Config, device: str) -> Need:
+    """`[compute] gpus` of a GPU, and `threads` cores: by default what a node has for each of its GPUs."""
+    compute = config.compute
+    gpus = compute.gpus or (1.0 if device == "cuda" else 0.0)
+    if gpus and not compute.threads:
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
+        shares = [math.floor(n.get("CPU", 1.0) / (n["GPU"] / gpus)) for n in nodes]
+        return Need(max(min(shares, default=1), 1), gpus)
+    return Need(compute.threads or 1, gpus)
+
+
+def _resources_text() -> str:
+    found = ray.cluster_resources()
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs on {len(ray.nodes())} node(s)"
+
+
+class RayTasks:
+    """An engine of Ray tasks, at most `most` at a time where that is given."""
+
+    def __init__(self, job: Job, config: Config, most: int = 0) -> None:
+        self.need = _need(replace(config, compute=replace(config.compute, threads=job.threads)), job.device)
+        self.most = most
+        self._given = ray.put(shards.given(job, engine="ray"))
+        self._on_device = ray.remote(
+            num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES
+        )(_compute)
+        self._on_cores = ray.remote(num_cpus=1, num_gpus=0, max_calls=0, max_retries=RETRIES)(_compute)
+        self._flying: dict[Any, Task] = {}
+
+    def slots(self, stage: str) -> int:
+        need = Need(1, 0.0) if stage in WITHOUT_GPU else self.need
+        slots = sum(need.fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
+        return min(slots, self.most) if self.most else slots
+
+    def capacity(self, stage: str) -> int:
+        """As many in line as run: no worker waits for the driver, and an autoscaler sees what is wanted."""
+        return self.most or max(2 * self.slots(stage), 1)
+
+    def submit(self, task: Task) -> None:
+        name = f"{task.stage} {task.shard.name}"
+        compute = self._on_cores if task.stage in WITHOUT_GPU else self._on_device
+        self._flying[compute.options(name=name).remote(self._given, task)] = task
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        if not ray.wait(list(self._flying), timeout=seconds)[0]:
+            return []
+        ready, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
+        return [self._outcome(ref, self._flying.pop(ref)) for ref in ready]
+
+    def _outcome(self, ref: Any, task: Task) -> Outcome:
+        try:
+            outcome: Outcome = ray.get(ref)
+            return replace(outcome, task=task)
+        except ray.exceptions.RayError as error:
+            return Outcome(task, error=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+    def drop(self, task: Task) -> None:
+        for ref in [ref for ref, found in self._flying.items() if found == task]:
+            del self._flying[ref]
+            ray.cancel(ref, force=True)
+
+    def close(self) -> None:
+        for ref in self._flying:
+            ray.cancel(ref, force=True)
+        ray.shutdown()
+
+
+_jobs: dict[str, Job] = {}  # one a worker process, which Ray keeps for one driver
+_first_gpus: list[Any] = []
+
+
+def _compute(given: Given, task: Task) -> Outcome:
+    if task.stage not in WITHOUT_GPU:
+        _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+    job = _jobs.get(given.fingerprint)
+    if job is None:
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            job = shards.begin(replace(given, where=given.where | {"node": node[:12]}))
+        except UsageError as error:
+            return Outcome(task, error=str(error), fatal=True)
+        _jobs[given.fingerprint] = job
+    return shards.perform(job, task)
+
+
+def _refuse_another_gpu(assigned: list[Any]) -> None:
+    """A process sees the GPUs it had when CUDA was first touched. Where Ray gives it another, it ends before it begins,
+    and Ray sends the task to a new process: two on one GPU would halve both."""
+    if not _first_gpus:
+        _first_gpus.append(assigned)
+    if _first_gpus[0] != assigned:
+        os._exit(1)

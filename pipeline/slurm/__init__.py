@@ -1,0 +1,1 @@
+"""Stages as a chain of Slurm array jobs: `chain` says which jobs a store still needs, `submitting` hands them over."""

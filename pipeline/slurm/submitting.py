@@ -1,0 +1,174 @@
+"""Handing a chain of jobs to Slurm, and the check between two stages, which sends again what was lost.
+
+Slurm does not requeue a task that was killed or failed, and a job that waits for its success would wait for ever. So
+jobs wait for the end of others, however they end; a check looks at the store, and where shards are missing it takes the
+rest of its chain back and submits a new one of only what is missing. A chain that commits nothing ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import driver
+from pipeline.job import Job
+from pipeline.slurm import chain
+from pipeline.slurm.chain import Step
+from store import layout, publish, queue
+from store.errors import UsageError
+from store.logs import Log
+
+
+@dataclass(frozen=True)
+class Options:
+    """What sbatch is told; empty means the cluster's default."""
+
+    config: str
+    store: str
+    array: int
+    partition: str = ""
+    gres: str = ""
+    time: str = ""
+    cpus: int = 0
+    more: tuple[str, ...] = ()  # for sbatch, as they are
+
+    def words(self) -> list[str]:
+        """The options of `unitscope slurm` that say the same again, for the checks."""
+        named = [("--partition", self.partition), ("--gres", self.gres), ("--time", self.time)]
+        words = ["--store", self.store, "--array", str(self.array)]
+        words += [word for name, value in named if value for word in (name, value)]
+        words += ["--cpus", str(self.cpus)] if self.cpus else []
+        return words + [word for value in self.more for word in ("--sbatch", value)]
+
+
+def submit(job: Job, options: Options, dry_run: bool = False) -> str:
+    """Submits the chain of what is missing and returns what was done, in lines. Raises UsageError where jobs of this
+    store are still queued."""
+    wanted = chain.steps(job, options.array)
+    if not wanted:
+        return f"{job.root}: {job.run} is complete; there is nothing to submit"
+    number = 1 + max((j.chain for j in queue.submitted(job.root)), default=0)
+    if dry_run:
+        return "\n".join(_script(job, options, step, number) + _command_text(options, step) for step in wanted)
+    _refuse_queued(job)
+    publish.ensure_store(job.root)
+    return "\n".join(_submit(job, options, wanted, number))
+
+
+def _refuse_queued(job: Job) -> None:
+    found = queue.queued()
+    if found is None:
+        raise UsageError("this machine has no Slurm (no squeue): --dry-run prints what would be submitted")
+    steps = queue.of_store(job.root, found)
+    if steps:
+        names = sorted({one.job for entries in steps.values() for one in entries}, key=int)
+        raise UsageError(
+            f"jobs of {job.root} are queued already ({', '.join(names)}): wait for them (`unitscope status`), "
+            f"or `scancel {' '.join(names)}`"
+        )
+
+
+def _submit(job: Job, options: Options, wanted: list[Step], number: int) -> list[str]:
+    log = Log(job.root, {"engine": "slurm"}, kind="slurm")
+    done = len(publish.records(job.root, job.run))
+    ids: dict[str, str] = {}
+    lines = []
+    for step in wanted:
+        path = job.root / layout.LOGS / "slurm" / f"chain-{number}" / f"{step.name}.sbatch"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_script(job, options, step, number))
+        ids[step.name] = _sbatch(options, step, [ids[name] for name in step.after], path)
+        log.write("submitted", chain=number, run=job.run, step=step.name, job=ids[step.name], done=done)
+        tasks = f", {len(step.indices)} task(s)" if step.indices else ""
+        after = f" after {', '.join(step.after)}" if step.after else ""
+        lines.append(f"{ids[step.name]:>8}  {step.name}{tasks}{after}")
+    return [f"chain {number} of {job.run}, to watch with `unitscope status {job.root}`", *lines]
+
+
+def _sbatch(options: Options, step: Step, after: list[str], path: Path) -> str:
+    command = ["sbatch", "--parsable", *_dependency(after), str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UsageError(f"sbatch refused {path}: {found.stderr.strip() or found.stdout.strip()}")
+    return found.stdout.strip().partition(";")[0]
+
+
+def _dependency(after: list[str]) -> list[str]:
+    return [f"--dependency=afterany:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+
+
+def _command_text(options: Options, step: Step) -> str:
+    return f"# sbatch {shlex.join(_dependency([f'<{name}>' for name in step.after]))} {step.name}.sbatch\n"
+
+
+def _script(job: Job, options: Options, step: Step, number: int) -> str:
+    """A batch script. `exec`: what Slurm sees die is the command itself."""
+    folder = job.root.absolute() / layout.LOGS / "slurm"
+    lines = [
+        f"--job-name=unitscope-{step.name}", f"--chdir={os.getcwd()}", "--requeue", "--open-mode=append",
+        f"--output={folder}/%x-%A_%a.out" if step.indices else f"--output={folder}/%x-%j.out",
+    ]  # fmt: skip
+    lines += [f"--array={_ranges(step.indices)}"] if step.indices else []
+    lines += [f"--partition={options.partition}"] if options.partition else []
+    lines += [f"--gres={options.gres}"] if options.gres and step.on_device else []
+    lines += [f"--time={options.time}"] if options.time else []
+    lines += [f"--cpus-per-task={options.cpus}"] if options.cpus else []
+    lines += options.more
+    body = "".join(f"#SBATCH {line}\n" for line in lines)
+    return f"#!/bin/bash\n{body}exec {_command(job, options, step, number)}\n"
+
+
+def _command(job: Job, options: Options, step: Step, number: int) -> str:
+    first, *rest = step.words
+    if first == "slurm":
+        words = [first, options.config, *options.words(), *rest, "--chain", str(number)]
+    else:
+        words = [first, options.config, "--store", options.store, *rest, "--device", job.device]
+    words = [sys.executable, "-m", "unitscope", *words]
+    return " ".join(w.format(index="$SLURM_ARRAY_TASK_ID") if "{index}" in w else shlex.quote(w) for w in words)
+
+
+def _ranges(indices: tuple[int, ...]) -> str:
+    """(0, 1, 2, 5) -> "0-2,5"."""
+    pieces: list[list[int]] = []
+    for index in indices:
+        if pieces and index == pieces[-1][-1] + 1:
+            pieces[-1].append(index)
+        else:
+            pieces.append([index])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in pieces)
+
+
+def check(job: Job, options: Options, stage: str, number: int) -> str:
+    """The job behind a stage's array. Where all its shards are there it does the rest of the stage; else a new chain
+    takes over. Raises UsageError where the chain before committed nothing."""
+    submitted = queue.submitted(job.root)
+    if any(one.chain > number for one in submitted):
+        return f"chain {number} was replaced already"
+    left = chain.unready(job, stage)
+    if not left:
+        driver.run(job, () if stage == "finish" else (stage,))
+        return f"{stage}: complete"
+    before = next((one.done for one in submitted if one.chain == number), -1)
+    _take_back(number, stage, submitted)
+    if len(publish.records(job.root, job.run)) <= before:
+        raise UsageError(
+            f"chain {number} committed nothing and {left} are missing: see {job.root / layout.LOGS / 'slurm'}; "
+            "`unitscope slurm` submits what is missing once the cause is gone"
+        )
+    lines = _submit(job, options, chain.steps(job, options.array), number + 1)
+    return "\n".join([f"after {stage}, {left} are missing: sent again", *lines])
+
+
+def _take_back(number: int, stage: str, submitted: list[queue.Submitted]) -> None:
+    """Cancels the jobs of a chain behind this check: they would begin too early."""
+    mine = [one for one in submitted if one.chain == number]
+    name = chain.CHECKS.get(stage, "finish")
+    place = next((i for i, one in enumerate(mine) if one.step == name), len(mine))
+    later = [one.job for one in mine[place + 1 :]]
+    if later:
+        subprocess.run(["scancel", *later], check=False)

@@ -1,0 +1,51 @@
+"""Where the time of a store's shards went, from its logs."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from . import logs
+
+PHASES = ("wait", "decode", "forward", "reduce", "write")
+
+
+def table(root: Path, run: str) -> list[str]:
+    """Lines of a table, a stage a row. `worker s` is the sum of the shards' wall clock. Phases are thread-seconds as a
+    share of it: decoding runs beside the network, and several batches run beside each other, so shares need not add up
+    to 100 %; `wait` is the share of its time that the thread which feeds the network waited for pictures."""
+    events = [e for e in logs.read(root) if e.get("run") == run]
+    done = [e for e in events if e["event"] in ("done", "overtaken")]
+    if not done:
+        return ["  no timings: no shard of this run has left a log"]
+    lines = [
+        f"  {'stage':10} {'shards':>6} {'workers':>7} {'worker s':>9} " + " ".join(f"{p:>8}" for p in PHASES)
+        + f" {'a worker':>13} {'median s':>8} {'slowest':>8} {'again':>5}"
+    ]  # fmt: skip
+    by_stage: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in done:
+        by_stage[str(event["stage"])].append(event)
+    return lines + [_row(stage, found, _again(events, stage)) for stage, found in by_stage.items()]
+
+
+def _row(stage: str, done: list[dict[str, Any]], again: int) -> str:
+    seconds = [float(e["seconds"]) for e in done]
+    total = sum(seconds) or 1e-9
+    shares = [sum(float(e["phases"][phase]) for e in done) / total for phase in PHASES]
+    workers = len({(e["host"], e["pid"]) for e in done})
+    rate = f"{sum(int(e['size']) for e in done) / total:.1f} {done[0]['unit']}/s"
+    return (
+        f"  {stage:10} {len(done):6} {workers:7} {total:9.1f} " + " ".join(f"{share:8.0%}" for share in shares)
+        + f" {rate:>13} {statistics.median(seconds):8.2f} {max(seconds):8.2f} {again:5}"
+    )  # fmt: skip
+
+
+def _again(events: list[dict[str, Any]], stage: str) -> int:
+    """Shards of a stage that were begun more than once."""
+    begun: dict[str, int] = defaultdict(int)
+    for event in events:
+        if event["event"] == "begin" and event["stage"] == stage:
+            begun[str(event["shard"])] += 1
+    return sum(count > 1 for count in begun.values())
