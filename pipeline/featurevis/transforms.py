@@ -7,7 +7,7 @@ https://github.com/tensorflow/lucid/blob/master/lucid/optvis/transform.py
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .parameterizations.fourier import decayed
+from .parameterizations.parameterization import COLOR
+
+Size = tuple[int, int]  # height, width
+
 
 class Transform(Protocol):
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor: ...
 
-    def sizes(self, size: int) -> set[int]:
-        """Every length that a side of this length can become."""
+    def sizes(self, size: Size) -> set[Size]:
+        """Every size that pictures of this size can get."""
         ...
 
 
@@ -35,8 +40,8 @@ class Pad:
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         return F.pad(x, [self.width] * 4, value=self.value)
 
-    def sizes(self, size: int) -> set[int]:
-        return {size + 2 * self.width}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(size[0] + 2 * self.width, size[1] + 2 * self.width)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class Jitter:
         height, width = x.shape[2] - self.distance, x.shape[3] - self.distance
         return x[:, :, top : top + height, left : left + width]
 
-    def sizes(self, size: int) -> set[int]:
-        return {size - self.distance}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(size[0] - self.distance, size[1] - self.distance)}
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class RandomScale:
         size = (int(factor * x.shape[2]), int(factor * x.shape[3]))
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
-    def sizes(self, size: int) -> set[int]:
-        return {int(factor * size) for factor in self.factors}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(int(factor * size[0]), int(factor * size[1])) for factor in self.factors}
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,85 @@ class RandomRotate:
         grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
         return F.grid_sample(x, grid.expand(n, -1, -1, -1), align_corners=False)
 
-    def sizes(self, size: int) -> set[int]:
+    def sizes(self, size: Size) -> set[Size]:
         return {size}
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A window of `low` to `high` of both sides, near the centre, enlarged to the whole: what MACO optimizes."""
+
+    low: float
+    high: float
+    spread: float = 0.15  # deviation of the window's centre from the picture's, in sides
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        share = rng.uniform(self.low, self.high)
+        height, width = x.shape[2:]
+        h, w = max(round(share * height), 1), max(round(share * width), 1)
+        middle = 0.5 + self.spread * rng.standard_normal(2)
+        top = int(np.clip(round(middle[0] * height - h / 2), 0, height - h))
+        left = int(np.clip(round(middle[1] * width - w / 2), 0, width - w))
+        window = x[:, :, top : top + h, left : left + w]
+        return F.interpolate(window, (height, width), mode="bilinear", align_corners=False)
+
+    def sizes(self, size: Size) -> set[Size]:
+        return {size}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of this deviation, the same on every picture."""
+
+    sd: float
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        noise = rng.standard_normal(tuple(x.shape[1:]), np.float32) * np.float32(self.sd)
+        return x + torch.from_numpy(noise).to(x)
+
+    def sizes(self, size: Size) -> set[Size]:
+        return {size}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A function of your own, [n, C, H, W] -> [n, C, h, w], that draws nothing random."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        return self.function(x)
+
+    def sizes(self, size: Size) -> set[Size]:
+        height, width = self.function(torch.zeros(1, 3, *size)).shape[2:]
+        return {(height, width)}
+
+
+@dataclass(frozen=True)
+class CollapseAlpha:
+    """Lays pictures whose last channel is alpha on a random background, so that what is opaque matters by itself.
+
+    The background is smooth noise in natural colours, the same under every picture: Mordvintsev et al., 2018."""
+
+    sd: float = 0.5
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        channels, height, width = x.shape[1] - 1, *x.shape[2:]
+        parts = rng.standard_normal((channels, height, width // 2 + 1, 2), np.float32) * np.float32(self.sd)
+        spectrum = torch.view_as_complex(torch.from_numpy(parts) * decayed(height, width)[..., None])
+        noise = torch.fft.irfft2(spectrum, s=(height, width))
+        if channels == 3:
+            noise = torch.einsum("rc,chw->rhw", COLOR / COLOR.norm(dim=0).max(), noise)
+        return composed(x, torch.sigmoid(noise).to(x))
+
+    def sizes(self, size: Size) -> set[Size]:
+        return {size}
+
+
+def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
+    """Pictures [n, C + 1, H, W], the last channel alpha, on a background: [n, C, H, W]."""
+    alpha = x[:, -1:]
+    return alpha * x[:, :-1] + (1 - alpha) * background
 
 
 DEFAULT: tuple[Transform, ...] = (
@@ -96,7 +178,12 @@ DEFAULT: tuple[Transform, ...] = (
     RandomRotate((*range(-10, 11), *(0,) * 5)),
     Jitter(4),
 )
-NAMED: dict[str, tuple[Transform, ...]] = {"default": DEFAULT, "none": ()}
+NAMED: dict[str, tuple[Transform, ...]] = {
+    "default": DEFAULT,
+    "none": (),
+    "crop": (RandomCrop(0.6, 1.0), Jitter(4)),
+    "maco": (RandomCrop(0.2, 0.5), Noise(0.05)),
+}
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
@@ -106,8 +193,8 @@ def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator
     return x
 
 
-def sizes(transforms: Sequence[Transform], size: int) -> set[int]:
-    """Every length that a side of this length can become."""
+def sizes(transforms: Sequence[Transform], size: Size) -> set[Size]:
+    """Every size that pictures of this size can become."""
     found = {size}
     for transform in transforms:
         found = {after for before in found for after in transform.sizes(before)}
