@@ -22,10 +22,11 @@ from pipeline.models import Model
 from store.errors import UsageError
 
 from . import objectives
+from .ascent import Rendering
 from .objectives.directions import Vector
 from .objectives.units import parse
 from .render import render
-from .renderer import Renderer, Rendering
+from .renderer import Renderer
 from .settings import Settings
 from .subnetwork import Subnetwork
 from .transforms import Jitter, RandomRotate, RandomScale

@@ -15,9 +15,10 @@ from pipeline.models import Model
 from store.errors import UsageError
 
 from . import kinds
+from .ascent import OnStep, Rendering
 from .kinds import DIRECTIONS, Picture
 from .objectives import INPUT, Objective, as_objective
-from .renderer import OnStep, Renderer, Rendering
+from .renderer import Renderer
 from .settings import Settings, one_of
 
 

@@ -2,6 +2,7 @@
 
 from .batches import alignment, diversity
 from .directions import direction, direction_cossim, direction_neuron, dot_compare, tensor_direction
+from .notation import as_objective
 from .objective import INPUT, Activations, Objective
 from .penalties import (
     L1,
@@ -12,7 +13,7 @@ from .penalties import (
     penalize_boundary_complexity,
     total_variation,
 )
-from .units import Channels, as_objective, channel, channel_interpolate, class_logit, deepdream, neuron, parse
+from .units import Channels, channel, channel_interpolate, class_logit, deepdream, neuron, parse
 
 __all__ = [
     "INPUT", "L1", "L2", "Activations", "Channels", "Objective", "alignment", "as_objective", "blur_alpha_each_step",

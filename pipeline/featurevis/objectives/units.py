@@ -75,11 +75,6 @@ def parse(text: str) -> tuple[str, int]:
     return layer, int(number)
 
 
-def as_objective(objective: str | Objective) -> Objective:
-    """ "LAYER:CHANNEL" means that channel."""
-    return objective if isinstance(objective, Objective) else channel(*parse(objective))
-
-
 def _of_channels(
     name: str, layer: str, channels: Channels, batch: int | None, reduce: Reduce, more: str = ""
 ) -> Objective:

@@ -1,0 +1,167 @@
+"""Feature visualization against torch-lucent 0.1.8, and against a bare forward and backward pass.
+
+One step of one picture, a canvas of 128 px, both sides with their default transforms, on one thread and with the same
+allocator. lucent runs its whole network at 224 px whatever the canvas; ours runs the truncated, folded one at the same
+224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better batch:
+lucent's of 1 or 8, ours of 8. "bare" is the same truncated, folded network on ready pictures of those sizes: forward,
+the channel's mean, backward to the pictures; nothing moves or is parameterized.
+
+Networks of random weights cost what trained ones do. Example: python benchmarks/featurevis.py --quick
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
+
+from benchmarks.bench import Bar, Report, interleaved, options
+from pipeline.featurevis import Renderer, Settings, objectives
+from pipeline.featurevis.transforms import compose
+from pipeline.machine import set_up
+from pipeline.models import Model, open_model
+
+BATCH, CANVAS, CHANNEL, SEED = 8, 128, 3, 0
+# source: (our layer, lucent's name of the same module), early, middle and late
+NETWORKS = {
+    "timm:tf_efficientnet_lite0": (
+        ("blocks.1.1.add", "blocks_1_1"), ("blocks.3.1.add", "blocks_3_1"), ("blocks.6.0.bn3", "blocks_6_0"),
+    ),
+    "torchvision:googlenet": (
+        ("inception3a.cat", "inception3a"), ("inception4c.cat", "inception4c"), ("inception5b.cat", "inception5b"),
+    ),
+}  # fmt: skip
+
+
+def _ours(model: Model, layer: str, sees: str, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The renderer's steps, and the bare passes of the same sizes; each call does `steps` of them, of a whole batch."""
+    found = model.graph.layers([layer])
+    renderer = Renderer(model, found, Settings(size=CANVAS, batch=BATCH, input=sees, seed=SEED, redirected=0))
+    objective = objectives.channel(layer, CHANNEL)
+    ascent = renderer.begin(objective, [(i,) for i in range(BATCH)])
+    chain, network = renderer.settings.chain, renderer.network
+    done = 0
+
+    def ready(step: int) -> torch.Tensor:
+        x = compose(chain, torch.rand(1, 3, CANVAS, CANVAS), _draw(step))
+        size = (network.preprocess.height, network.preprocess.width) if sees == "model" else tuple(x.shape[2:])
+        return inputs[size].requires_grad_()
+
+    sizes = {tuple(compose(chain, torch.rand(1, 3, CANVAS, CANVAS), _draw(i)).shape[2:]) for i in range(200)}
+    sizes |= {(network.preprocess.height, network.preprocess.width)}
+    inputs = {s: torch.randn(BATCH, 3, *s).contiguous(memory_format=torch.channels_last) for s in sizes}
+
+    def rendered() -> None:
+        for _ in range(steps):
+            ascent.step()
+
+    def bare() -> None:
+        nonlocal done
+        for _ in range(steps):
+            x = ready(done)
+            (activations,) = network.plain(x)
+            torch.autograd.grad(activations[:, CHANNEL].mean((1, 2)).sum(), x)
+            done += 1
+
+    return rendered, bare
+
+
+def _draw(step: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng((SEED, step))
+
+
+def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Callable[[], None]:
+    from lucent.optvis import objectives as theirs
+    from lucent.optvis import param, render
+
+    def rendered() -> None:
+        render.render_vis(
+            network, theirs.channel(layer, CHANNEL), lambda: param.image(CANVAS, batch=batch), thresholds=(steps,),
+            progress=False, show_image=False,
+        )  # fmt: skip
+        for module in network.modules():  # it leaves its hooks, and the next call would run them too
+            module._forward_hooks.clear()
+
+    return rendered
+
+
+@click.command(help=__doc__)
+@options
+def main(quick: bool, json_file: str | None) -> None:
+    warnings.simplefilter("ignore")
+    set_up()
+    torch.manual_seed(SEED)
+    rounds, steps = (2, 4) if quick else (7, 16)
+    report = Report(
+        "featurevis: milliseconds a step of one picture (median, and lowest .. highest of the rounds)",
+        (
+            "network",
+            "layer",
+            "lucent",
+            "ours, model",
+            "ours, canvas",
+            "x lucent",
+            "x, canvas",
+            "/ bare",
+            "/ bare, canvas",
+        ),
+    )
+    ratios: dict[str, list[float]] = {"model": [], "canvas": [], "bare model": [], "bare canvas": []}
+    for source, layers in NETWORKS.items():
+        if quick and source.startswith("torchvision"):
+            continue
+        model = open_model(source, "random:0")
+        for ours, theirs in layers:
+            _compare(report, ratios, model, ours, theirs, rounds, steps)
+    report.notes.append(
+        f"canvas {CANVAS} px, batch {BATCH}, steps after the first 16; lucent: the better of batch 1 and 8"
+    )
+    report.bars = [
+        Bar("lucent / ours, the same network input, mean", statistics.mean(ratios["model"]), 3.5, at_least=True),
+        Bar("lucent / ours, the canvas' own size, mean", statistics.mean(ratios["canvas"]), 9, at_least=True),
+        Bar("ours / bare, model's size, mean", statistics.mean(ratios["bare model"]), 1.25),
+        Bar("ours / bare, the canvas' own size, mean", statistics.mean(ratios["bare canvas"]), 1.25),
+    ]
+    sys.exit(report.finish(("torch", "torchvision", "timm", "torch-lucent", "unitscope"), f"{SEED}", json_file))
+
+
+def _compare(
+    report: Report, ratios: dict[str, list[float]], model: Model, ours: str, theirs: str, rounds: int, steps: int
+) -> None:
+    sides: dict[str, Callable[[], None]] = {}
+    work = {"lucent 1": steps, "lucent 8": steps // 4 * BATCH}
+    sides["lucent 1"] = _lucents(model.network, theirs, 1, steps)
+    sides["lucent 8"] = _lucents(model.network, theirs, BATCH, steps // 4)
+    for sees in ("model", "canvas"):
+        sides[f"ours {sees}"], sides[f"bare {sees}"] = _ours(model, ours, sees, steps)
+        work[f"ours {sees}"] = work[f"bare {sees}"] = steps * BATCH
+    found = interleaved(sides, rounds, say=f"{model.name} {ours}")
+    each = {name: [1000 * s / work[name] for s in samples.seconds] for name, samples in found.items()}
+    lucent = min(("lucent 1", "lucent 8"), key=lambda name: statistics.median(each[name]))
+
+    def over(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(each[a], each[b], strict=True))
+
+    times = [
+        f"{statistics.median(each[name]):.2f} ({min(each[name]):.2f} .. {max(each[name]):.2f})"
+        for name in (lucent, "ours model", "ours canvas")
+    ]
+    row = [over(lucent, "ours model"), over(lucent, "ours canvas")]
+    row += [over("ours model", "bare model"), over("ours canvas", "bare canvas")]
+    for name, value in zip(ratios, row, strict=True):
+        ratios[name].append(value)
+    report.add(model.name, ours, *times, *(f"{value:.2f}" for value in row))
+
+
+if __name__ == "__main__":
+    main()
