@@ -186,7 +186,7 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     with pytest.raises(UsageError, match=r"blocks\.1\.1\.ad"):
         render(model, "blocks.1.1.ad:3")
     with pytest.raises(UsageError, match="matches 2 layers"):
-        render(model, "blocks.1.[01].bn1:3")
+        render(model, objectives.channel("blocks.1.[01].bn1", 3))
     with pytest.raises(UsageError, match="direction = 'up': must be one of positive, negative"):
         render(model, "blocks.1.1.add:3", direction="up", progress=False)
     with pytest.raises(UsageError, match="size = 0: must be at least 1"):

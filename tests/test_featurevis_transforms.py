@@ -158,3 +158,9 @@ def test_padding_and_turning_are_lucents(angle: int) -> None:
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     found, expected = RandomRotate((angle,))(x, _rng()), lucent.random_rotate([angle])(x)
     torch.testing.assert_close(found[inside], expected[inside], atol=1e-4, rtol=0)
+
+
+def test_on_a_small_canvas_the_default_moves_less() -> None:
+    assert transforms.default_of((128, 400)) == DEFAULT
+    assert [t.distance for t in transforms.default_of((28, 28)) if isinstance(t, Jitter)] == [2, 1]
+    assert transforms.default_of((28, 400))[0] == Pad(3)

@@ -69,7 +69,7 @@ def caricature(
     given: Sequence[Explained] = [pictures] if single else pictures  # type: ignore[list-item, assignment]
     p = model.preprocess
     chosen = {"size": (p.height, p.width), "transforms": STEADY, **settings}
-    canvas = Settings(**chosen).canvas
+    canvas = Settings(size=chosen["size"]).canvas
     references = torch.cat([_fitted(as_pixels(picture, model), canvas) for picture in given])
     objective = objectives.dot_compare(layer, cossim_pow)
     return render(model, objective, repeats=len(given), references=references, **chosen)
@@ -115,7 +115,7 @@ def as_pixels(picture: Explained, model: Model) -> Tensor:
     """[1, C, H, W] in 0..1; a PIL image is converted to the model's channels. Raises UsageError for another shape."""
     channels = model.preprocess.channels
     if isinstance(picture, Image.Image):
-        picture = np.atleast_3d(np.asarray(picture.convert("L" if channels == 1 else "RGB")))
+        picture = np.atleast_3d(np.array(picture.convert("L" if channels == 1 else "RGB")))
     x = torch.as_tensor(picture)
     if x.ndim != 3 or x.shape[2] != channels:
         raise UsageError(f"expected a picture [H, W, {channels}], found {list(x.shape)}")

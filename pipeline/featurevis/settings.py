@@ -13,7 +13,7 @@ from pipeline.machine import DTYPES
 from store.errors import UsageError
 
 from .parameterizations import COLORS, PARAMETERIZATIONS, Parameterization
-from .transforms import NAMED, CollapseAlpha, Size, Transform
+from .transforms import NAMED, CollapseAlpha, Size, Transform, default_of
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
@@ -75,7 +75,10 @@ class Settings:
 
     @property
     def chain(self) -> tuple[Transform, ...]:
-        chosen = NAMED[self.transforms] if isinstance(self.transforms, str) else tuple(self.transforms)
+        if self.transforms == "default":
+            chosen = default_of(self.canvas)
+        else:
+            chosen = NAMED[self.transforms] if isinstance(self.transforms, str) else tuple(self.transforms)
         return (*chosen, CollapseAlpha()) if self.alpha else chosen
 
     def parameterize(

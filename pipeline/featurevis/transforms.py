@@ -171,19 +171,26 @@ def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
     return alpha * x[:, :-1] + (1 - alpha) * background
 
 
-DEFAULT: tuple[Transform, ...] = (
-    Pad(12),
-    Jitter(8),
-    RandomScale(tuple(1 + (i - 5) / 50 for i in range(11))),
-    RandomRotate((*range(-10, 11), *(0,) * 5)),
-    Jitter(4),
-)
+STANDARD = 128  # the canvas that Lucid's distances are meant for
+SCALE = RandomScale(tuple(1 + (i - 5) / 50 for i in range(11)))
+ROTATE = RandomRotate((*range(-10, 11), *(0,) * 5))
+DEFAULT: tuple[Transform, ...] = (Pad(12), Jitter(8), SCALE, ROTATE, Jitter(4))
 NAMED: dict[str, tuple[Transform, ...]] = {
     "default": DEFAULT,
     "none": (),
     "crop": (RandomCrop(0.6, 1.0), Jitter(4)),
     "maco": (RandomCrop(0.2, 0.5), Noise(0.05)),
 }
+
+
+def default_of(canvas: Size) -> tuple[Transform, ...]:
+    """Lucid's transforms; on a canvas smaller than the one they are meant for, moving as much less: 12 pixels of border
+    about a picture of 28 would be most of what the network sees."""
+    side = min(canvas)
+    if side >= STANDARD:
+        return DEFAULT
+    pad, first, last = (round(distance * side / STANDARD) for distance in (12, 8, 4))
+    return (Pad(pad), Jitter(first), SCALE, ROTATE, Jitter(last))
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
