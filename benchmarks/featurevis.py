@@ -101,7 +101,7 @@ def main(quick: bool, json_file: str | None) -> None:
     warnings.simplefilter("ignore")
     set_up()
     torch.manual_seed(SEED)
-    rounds, steps = (2, 4) if quick else (7, 16)
+    rounds, steps = (2, 4) if quick else (5, 16)
     report = Report(
         "featurevis: milliseconds a step of one picture (median, and lowest .. highest of the rounds)",
         (
