@@ -14,6 +14,7 @@ from store.errors import UsageError
 COMMANDS = {
     "run": ("pipeline.cli", "Run a config's stages into a store; again, to resume."),
     "plan": ("pipeline.cli", "What a run would do: stages, shards, bytes and hours."),
+    "pack": ("pipeline.cli", "Decode and resize pictures once, for many models to scan."),
     "layers": ("pipeline.cli", "Layers and units of a model, without weights or data."),
     "render": ("pipeline.rendering", "A feature visualization of one unit: Lucid in a shell."),
     "repair": ("pipeline.cli", "Run again exactly the shards whose files are damaged."),

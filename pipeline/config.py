@@ -76,7 +76,7 @@ class VisualizeConfig:
 @dataclass(frozen=True)
 class ComputeConfig:
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = "float32"  # docs/scanning.md has what the others and compile change
     compile: bool = False
     workers: int = 1
     threads: int = 0  # a worker's; 0 = the machine's cores shared out
@@ -130,10 +130,7 @@ def parse_config(body: Mapping[str, Any], where: str) -> Config:
         if not isinstance(found, Mapping):
             raise UsageError(f"{where}: {name} must be a section, [{name}]")
         sections[name] = _section(where, name, kind, found)
-    config = Config(**sections)
-    if config.compute.compile:
-        raise UsageError(f"{where}: [compute] compile = true is not available yet: leave it out")
-    return config
+    return Config(**sections)
 
 
 def _section(where: str, name: str, kind: Any, found: Mapping[str, Any]) -> Any:

@@ -98,8 +98,7 @@ def _compute(job: Job, stage: Stage, shards: Sequence[Shard], total: int) -> Non
 
         workers = min(job.config.compute.workers, len(shards))
         if workers <= 1:
-            threads = job.streams if stage.side_by_side else 1
-            for _ in in_order(lambda shard: _run_shard(job, stage, shard, advance), shards, threads):
+            for _ in in_order(lambda shard: _run_shard(job, stage, shard, advance), shards, stage.at_once(job)):
                 pass
         else:
             _in_processes(job, stage, shards, workers, advance)

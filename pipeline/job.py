@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from pipeline.config import Config
 from pipeline.data import sources
 from pipeline.data.indexing import limited
 from pipeline.data.loading import Batch, batches
-from pipeline.data.sources import Entry
+from pipeline.data.source import Entry, Source
 from pipeline.graph import Layer
 from pipeline.machine import in_order, resolve_device, threads_of_worker
 from pipeline.measuring import Measurer, Units
@@ -50,14 +51,14 @@ class Shard:
 class Stage:
     """`phases` lists shards to finish before the next list begins; `run` computes one and commits it.
 
-    `side_by_side`: shards run beside each other in one process; else batches inside a shard do.
+    `at_once`: shards that run beside each other in one process.
     """
 
     name: str
     unit: str  # of the progress bar
     phases: Callable[[Job], list[list[Shard]]]
     run: Callable[[Job, Shard, Callable[[int], None]], Record]
-    side_by_side: bool = False
+    at_once: Callable[[Job], int] = lambda _: 1
 
 
 class Job:
@@ -84,7 +85,7 @@ class Job:
         return Units(self.layers)
 
     @functools.cached_property
-    def source(self) -> sources.Source:
+    def source(self) -> Source:
         return sources.open_source(self.config.dataset.source, self.config.dataset.name)
 
     @functools.cached_property
@@ -111,9 +112,8 @@ class Job:
 
     @functools.cached_property
     def listing(self) -> str:
-        """SHA-256 over the list of pictures, paths and classes: what can be compared without reading them."""
-        text = "\n".join(f"{entry.path}\0{entry.label}" for entry in self.entries)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of what the source tells without reading pictures."""
+        return self.source.listing(lambda: self.entries)
 
     @property
     def other_pictures(self) -> str:
@@ -134,8 +134,9 @@ class Job:
     def measurer(self) -> Measurer:
         c = self.config
         return Measurer(
-            self.model, self.layers, device=self.device, precision=c.compute.precision, border=c.scan.border
-        )
+            self.model, self.layers, device=self.device, precision=c.compute.precision, border=c.scan.border,
+            compile=c.compute.compile,
+        )  # fmt: skip
 
     @functools.cached_property
     def keys(self) -> dict[str, dict[str, Any]]:
@@ -172,6 +173,16 @@ class Job:
         rejected = [i for record in self.done("scan").values() for i, _ in record.facts["rejected"]]
         return self.readable[~np.isin(self.readable, rejected)]
 
+    def entry(self, image_id: int) -> Entry:
+        """Where an indexed picture lies."""
+        files, offsets, lengths = self._places
+        return Entry(self._paths[image_id], None, files[image_id], offsets[image_id], lengths[image_id])
+
+    @functools.cached_property
+    def _places(self) -> tuple[list[str | None], list[int | None], list[int | None]]:
+        file, offset, length = (self.images[name].to_pylist() for name in ("source_file", "offset", "length"))
+        return file, offset, length
+
     @functools.cached_property
     def _paths(self) -> list[str]:
         return [str(p) for p in self.images["path"].to_pylist()]
@@ -184,7 +195,7 @@ class Job:
         """The bytes of a picture. Raises UsageError where they are no longer what was indexed: nothing is recorded."""
         path = self._paths[image_id]
         try:
-            data = self.source.read(path)
+            data = self.source.read(self.entry(image_id))
         except OSError as error:
             raise UsageError(
                 f"{path} was indexed and cannot be read now ({error.strerror}): put it back, run again"
@@ -205,9 +216,15 @@ class Job:
         measurer = self.measurer  # made here, not in the threads
 
         def measure(batch: Batch) -> tuple[Batch, Measured | None]:
-            return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
+            with self._network:
+                return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
         return in_order(measure, self.batches(ids), self.streams)
+
+    @functools.cached_property
+    def _network(self) -> threading.Semaphore:
+        """As many forward passes at a time as there are streams, however many shards are at work."""
+        return threading.Semaphore(self.streams)
 
     @property
     def streams(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import graph
+from pipeline.compiling import compiled
 from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
@@ -53,15 +54,20 @@ class Measurer:
         device: str = "cpu",
         precision: str = "float32",
         border: int = 0,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.layers = choose_layers(model, layers)
         self.units = Units(self.layers)
         self._slices = {layer.name: self.units.slice(i) for i, layer in enumerate(self.layers)}
-        self._device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
-        self._reduce = choose(self._device.type)
-        self._network = folded_network(model, self.layers).to(device=self._device, dtype=self._dtype)
-        self._tapped = graph.with_taps(self._network, self.layers, self._tap)
+        self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
+        self._reduce = choose(self.device.type)
+        self.network = folded_network(model, self.layers).to(device=self.device, dtype=self._dtype)
+        self._tapped: Callable[[Tensor], object]
+        if compile:
+            self._tapped, self._taps = compiled(self.network, self.layers, self._tap)
+        else:
+            self._tapped = graph.with_taps(self.network, self.layers, self._tap)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
         self._current = threading.local()  # what this thread's forward pass fills
@@ -69,26 +75,28 @@ class Measurer:
     def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
-        return self.pictures(x.to(self._device).float() / 255)
+        if self.device.type != "cpu":
+            x = x.pin_memory()
+        return self.pictures(x.to(self.device, non_blocking=True).float() / 255)
 
     def pictures(self, x: Tensor) -> Measured:
         """The same for float pictures [n, channels, H, W] in 0..1."""
-        out = self._current.out = empty(len(x), int(self.units.offsets[-1]))
+        buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
             logits = self._tapped(self.input(x))
-        out.mean[:] = out.sum / self._positions
+        out = buffers.measured(self._positions)
         check_finite(out, len(x), self.units.name)
         return replace(out, logits=logits.float().cpu().numpy()) if isinstance(logits, Tensor) else out
 
     def input(self, x: Tensor) -> Tensor:
         """Pictures in 0..1 -> what the network takes, on its device, channels last."""
-        x = self.model.preprocess.normalize(x.to(self._device))
+        x = self.model.preprocess.normalize(x.to(self.device))
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     def _tap(self, layer: Layer, x: Tensor) -> None:
         units, out = self._slices[layer.name], self._current.out
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)
-        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, out)
+        self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, layer.signed, out)
         if cut:
             for place in (out.argmax[:, units], out.argmin[:, units]):
                 place[:] = (place // columns + cut) * x.shape[3] + place % columns + cut

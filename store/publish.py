@@ -14,6 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,19 @@ def remove_stale_temporaries(root: Path) -> None:
             continue
         if old or (host == _host() and process.isdigit() and not _alive(int(process))):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary place to write a file of any kind at; it appears under its name when it is whole."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync_and_hash(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:

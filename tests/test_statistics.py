@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from pipeline.stages import packing
-from pipeline.statistics import correlation, moments, ranking
+from pipeline.statistics import coding, correlation, moments, ranking
 from pipeline.statistics.moments import Pair
-from store import codes, hdf5, sketch
+from store import codes, sketch
 
 VALUES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 6.0]) | st.floats(0, 100, width=32)
 SIGNED = st.sampled_from([-1.0, 0.0, 0.25, 1.0]) | st.floats(-50, 50, width=32)
@@ -102,12 +100,18 @@ def test_sketch_keys_rise(values: np.ndarray) -> None:
     assert (np.abs(back - rising) <= np.maximum(np.abs(rising) / 64, 1e-4)).all()
 
 
+def _sums(rows: np.ndarray) -> Pair:
+    sums = moments.zero(rows.shape[1])
+    moments.add_rows_into(sums, rows)
+    return sums
+
+
 def test_moments_do_not_depend_on_the_cut() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((64, 5)) * 10.0 ** rng.integers(-8, 8, (64, 5))
-    whole = moments.add_rows(moments.zero(5), rows)
+    whole = _sums(rows)
     for cut in (1, 13, 40):
-        a, b = (moments.add_rows(moments.zero(5), part) for part in (rows[:cut], rows[cut:]))
+        a, b = _sums(rows[:cut]), _sums(rows[cut:])
         joined = moments.add(a, b)
         assert (joined.high == whole.high).all()
     exact = [float(sum((Fraction(float(v)) for v in rows[:, c]), Fraction(0))) for c in range(5)]
@@ -117,7 +121,7 @@ def test_moments_do_not_depend_on_the_cut() -> None:
 def test_variance_without_cancellation() -> None:
     rng = np.random.default_rng(1)
     values = 1e6 + rng.standard_normal((1000, 3))
-    total, square = (moments.add_rows(moments.zero(3), v) for v in (values, values**2))
+    total, square = _sums(values), _sums(values**2)
     mean, variance = moments.mean_and_variance(total, square, 1000)
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-14)
     np.testing.assert_allclose(variance, values.var(0), rtol=1e-3)  # squares were rounded before they were added
@@ -194,14 +198,13 @@ def test_correlations_equal_numpy() -> None:
         assert other[channel == c].tolist() == expected
 
 
-@given(st.integers(1, 5), st.integers(1, 200), st.sampled_from(["<f4", "<u2", "<i4"]), st.data())
-def test_packed_columns_read_back_in_part(rows: int, width: int, dtype: str, data: st.DataObject) -> None:
-    values = np.random.default_rng(width).integers(0, 500, (rows, width)).astype(dtype)
-    first = data.draw(st.integers(0, width - 1))
-    last = data.draw(st.integers(first + 1, width))
-    with h5py.File("packed", "w", driver="core", backing_store=False) as file:
-        for name, array in packing.packed("x", values).items():
-            hdf5.create(file, name, array)
-        found = packing.unpacked(file, "x", slice(first, last))
-    assert found.dtype == values.dtype
-    assert (found == values[:, first:last]).all()
+@settings(max_examples=40, deadline=None)
+@given(_columns(SIGNED), st.booleans())
+def test_a_block_is_coded_as_the_store_codes_one_value(values: np.ndarray, signed: bool) -> None:
+    values = np.repeat(values, 17, axis=1)  # more channels than are coded together
+    edge = codes.edges(values if signed else np.abs(values), signed)
+    coded, counts, means = coding.encode(values, edge)
+    expected = codes.encode(values, edge)
+    assert (coded == expected).all()
+    for ours, theirs in zip((counts, means), codes.counts_and_means(values, expected), strict=True):
+        assert (ours == theirs).all()

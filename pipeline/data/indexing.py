@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from store.errors import UsageError
 
 from .decode import BadImageError, read_size
-from .sources import Entry, Source
+from .source import Entry, Source
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Indexed:
 def index_source(
     source: Source, entries: Sequence[Entry], threads: int, advance: Callable[[int], None] = lambda _: None
 ) -> list[Indexed]:
-    """Reads every file once: its digest, and the picture's size from its header."""
+    """Reads every picture once, in order of storage: its digest, and its size from the header. In order of entries."""
 
     def one(entry: Entry) -> Indexed:
         try:
-            data = source.read(entry.path)
+            data = source.read(entry)
         except OSError as error:
             return Indexed(entry, "", 0, None, f"cannot be read: {error.strerror}")
         digest = hashlib.sha256(data).hexdigest()
@@ -39,11 +39,17 @@ def index_source(
             return Indexed(entry, digest, len(data), None, str(error))
 
     with ThreadPoolExecutor(threads) as pool:
-        found = []
-        for row in pool.map(one, entries):
-            found.append(row)
+        order = storage_order(entries)
+        found: dict[int, Indexed] = {}
+        for place, row in zip(order, pool.map(one, (entries[place] for place in order)), strict=True):
+            found[place] = row
             advance(1)
-        return found
+        return [found[place] for place in range(len(entries))]
+
+
+def storage_order(entries: Sequence[Entry]) -> list[int]:
+    """Places of entries by shard and offset; where there are no shards, as they are."""
+    return sorted(range(len(entries)), key=lambda i: (entries[i].source_file or "", entries[i].offset or 0))
 
 
 def limited(entries: Sequence[Entry], limit: int, per_class: int) -> list[Entry]:
@@ -73,10 +79,13 @@ def index_digest(rows: Sequence[Indexed]) -> str:
 def images_columns(dataset: str, rows: Sequence[Indexed]) -> dict[str, object]:
     """The columns of `images`."""
     labels = [r.entry.label for r in rows]
+    position = [0] * len(rows)
+    for place, row in enumerate(storage_order([r.entry for r in rows])):
+        position[row] = place
     return {
         "dataset": dataset,
         "image_id": list(range(len(rows))),
-        "position": list(range(len(rows))),
+        "position": position,
         "path": [r.entry.path for r in rows],
         "label": [c.label if c else None for c in labels],
         "class_index": [c.index if c else None for c in labels],
@@ -86,8 +95,8 @@ def images_columns(dataset: str, rows: Sequence[Indexed]) -> dict[str, object]:
         "sha256": [r.sha256 for r in rows],
         "status": ["rejected" if r.reason else "accepted" for r in rows],
         "reason": [r.reason for r in rows],
-        "source_file": [None] * len(rows),
-        "offset": [None] * len(rows),
+        "source_file": [r.entry.source_file for r in rows],
+        "offset": [r.entry.offset for r in rows],
         "length": [r.length for r in rows],
     }
 

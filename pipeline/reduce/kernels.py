@@ -1,7 +1,10 @@
 """The fused reducer on a CPU: every activation is read once, for all statistics together (numba).
 
-One task is one image and one block of channels; positions are walked in memory order (channels last), the channels of a
-block in the inner, vectorised loop. It runs on one thread and without Python's lock: batches run beside each other.
+One task is one image and one block of channels; positions are walked eight at a time in memory order (channels last),
+the channels of a block in the inner, vectorised loop. It runs on one thread and without Python's lock: batches run
+beside each other. The arithmetic bounds it, not only memory, so the loop keeps it small: an extreme's place is kept to
+eight positions and found again at the end; sums are of deviations from the first position, eight of them in float32
+before they join a float64 sum (a constant unit has exactly no variance, and rounding is relative to the deviations).
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-BLOCK = 256  # channels a task: eight rows of scratch stay in the first-level cache
+BLOCK = 256  # channels a task: the scratch rows stay in the first-level cache
+STEP = 8  # positions a turn of the loop, written out below
+_HIGH, _LOW, _ACTIVE, _SHIFT, _HIGH_AT, _LOW_AT = (BLOCK * i for i in range(6))  # rows of one scratch: no alias checks
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
 def reduce_rows(
     x: NDArray[np.float32],
     image_stride: int,
@@ -23,6 +28,7 @@ def reduce_rows(
     images: int,
     positions: int,
     channels: int,
+    place_low: bool,
     out_max: Any,
     out_argmax: Any,
     out_min: Any,
@@ -33,80 +39,93 @@ def reduce_rows(
 ) -> None:
     """Reduces x over positions. x: flat float32, element (n, p, c) at n * image_stride + p * position_stride + c.
 
-    Outputs [images, channels]: max and min float32, places int32 (first in order), sums float64, count above 0 int32.
+    Outputs [images, channels]: max and min float32, places int32 (first in order; argmin only where `place_low`), sums
+    float64, count above 0 int32.
     """
     blocks = (channels + BLOCK - 1) // BLOCK
+    whole = positions - positions % STEP
+    f = np.empty(6 * BLOCK, np.float32)
+    d = np.empty(2 * BLOCK, np.float64)
+    zero, one = np.float32(0), np.float32(1)
     for task in range(images * blocks):
         n = task // blocks
         first = (task % blocks) * BLOCK
         width = min(BLOCK, channels - first)
         base = n * image_stride + first
-        high = np.full(BLOCK, -np.inf, np.float32)
-        low = np.full(BLOCK, np.inf, np.float32)
-        high_at = np.zeros(BLOCK, np.float32)
-        low_at = np.zeros(BLOCK, np.float32)
-        active = np.zeros(BLOCK, np.float32)
-        total = np.zeros(BLOCK, np.float64)
-        square = np.zeros(BLOCK, np.float64)
-        for p in range(0, positions - positions % 4, 4):
-            a = x[base + p * position_stride : base + p * position_stride + width]
-            b = x[base + (p + 1) * position_stride : base + (p + 1) * position_stride + width]
-            c = x[base + (p + 2) * position_stride : base + (p + 2) * position_stride + width]
-            d = x[base + (p + 3) * position_stride : base + (p + 3) * position_stride + width]
+        a0 = x[base : base + width]
+        for k in range(width):
+            f[_HIGH + k] = f[_LOW + k] = f[_SHIFT + k] = a0[k]
+            f[_ACTIVE + k] = f[_HIGH_AT + k] = f[_LOW_AT + k] = zero
+            d[k] = d[BLOCK + k] = 0.0
+        for p in range(0, whole, STEP):
+            o, s = base + p * position_stride, position_stride
+            a0, a1 = x[o : o + width], x[o + s : o + s + width]
+            a2, a3 = x[o + 2 * s : o + 2 * s + width], x[o + 3 * s : o + 3 * s + width]
+            a4, a5 = x[o + 4 * s : o + 4 * s + width], x[o + 5 * s : o + 5 * s + width]
+            a6, a7 = x[o + 6 * s : o + 6 * s + width], x[o + 7 * s : o + 7 * s + width]
             place = np.float32(p)
             for k in range(width):
-                va, vb, vc, vd = a[k], b[k], c[k], d[k]
-                m, at = high[k], high_at[k]
-                at = place if va > m else at
-                m = va if va > m else m
-                at = place + np.float32(1) if vb > m else at
-                m = vb if vb > m else m
-                at = place + np.float32(2) if vc > m else at
-                m = vc if vc > m else m
-                at = place + np.float32(3) if vd > m else at
-                m = vd if vd > m else m
-                high[k] = m
-                high_at[k] = at
-                m, at = low[k], low_at[k]
-                at = place if va < m else at
-                m = va if va < m else m
-                at = place + np.float32(1) if vb < m else at
-                m = vb if vb < m else m
-                at = place + np.float32(2) if vc < m else at
-                m = vc if vc < m else m
-                at = place + np.float32(3) if vd < m else at
-                m = vd if vd < m else m
-                low[k] = m
-                low_at[k] = at
-                zero, one = np.float32(0), np.float32(1)
-                active[k] += (
-                    (one if va > zero else zero)
-                    + (one if vb > zero else zero)
-                    + (one if vc > zero else zero)
-                    + (one if vd > zero else zero)
+                v0, v1, v2, v3, v4, v5, v6, v7 = a0[k], a1[k], a2[k], a3[k], a4[k], a5[k], a6[k], a7[k]
+                top = max(v0, v1, v2, v3, v4, v5, v6, v7)
+                high = f[_HIGH + k]
+                f[_HIGH_AT + k] = place if top > high else f[_HIGH_AT + k]
+                f[_HIGH + k] = top if top > high else high
+                bottom = min(v0, v1, v2, v3, v4, v5, v6, v7)
+                low = f[_LOW + k]
+                f[_LOW_AT + k] = place if bottom < low else f[_LOW_AT + k]
+                f[_LOW + k] = bottom if bottom < low else low
+                f[_ACTIVE + k] += (
+                    ((one if v0 > zero else zero) + (one if v1 > zero else zero))
+                    + ((one if v2 > zero else zero) + (one if v3 > zero else zero))
+                ) + (
+                    ((one if v4 > zero else zero) + (one if v5 > zero else zero))
+                    + ((one if v6 > zero else zero) + (one if v7 > zero else zero))
                 )
-                wa, wb, wc, wd = np.float64(va), np.float64(vb), np.float64(vc), np.float64(vd)
-                total[k] += (wa + wb) + (wc + wd)
-                square[k] += (wa * wa + wb * wb) + (wc * wc + wd * wd)
-        for p in range(positions - positions % 4, positions):
-            a = x[base + p * position_stride : base + p * position_stride + width]
+                shift = f[_SHIFT + k]
+                v0, v1, v2, v3 = v0 - shift, v1 - shift, v2 - shift, v3 - shift
+                v4, v5, v6, v7 = v4 - shift, v5 - shift, v6 - shift, v7 - shift
+                d[k] += np.float64(((v0 + v1) + (v2 + v3)) + ((v4 + v5) + (v6 + v7)))
+                d[BLOCK + k] += np.float64(
+                    ((v0 * v0 + v1 * v1) + (v2 * v2 + v3 * v3)) + ((v4 * v4 + v5 * v5) + (v6 * v6 + v7 * v7))
+                )
+        for p in range(whole, positions):
+            o = base + p * position_stride
+            a0 = x[o : o + width]
+            place = np.float32(p)
             for k in range(width):
-                v = a[k]
-                if v > high[k]:
-                    high[k] = v
-                    high_at[k] = np.float32(p)
-                if v < low[k]:
-                    low[k] = v
-                    low_at[k] = np.float32(p)
-                if v > np.float32(0):
-                    active[k] += np.float32(1)
-                total[k] += np.float64(v)
-                square[k] += np.float64(v) * np.float64(v)
+                v = a0[k]
+                high, low = f[_HIGH + k], f[_LOW + k]
+                f[_HIGH_AT + k] = place if v > high else f[_HIGH_AT + k]
+                f[_HIGH + k] = v if v > high else high
+                f[_LOW_AT + k] = place if v < low else f[_LOW_AT + k]
+                f[_LOW + k] = v if v < low else low
+                f[_ACTIVE + k] += one if v > zero else zero
+                v -= f[_SHIFT + k]
+                d[k] += np.float64(v)
+                d[BLOCK + k] += np.float64(v) * np.float64(v)
+        to_max, to_min = out_max[n, first : first + width], out_min[n, first : first + width]
+        to_sum, to_square = out_sum[n, first : first + width], out_square[n, first : first + width]
+        to_active = out_active[n, first : first + width]
         for k in range(width):
-            out_max[n, first + k] = high[k]
-            out_argmax[n, first + k] = np.int32(high_at[k])
-            out_min[n, first + k] = low[k]
-            out_argmin[n, first + k] = np.int32(low_at[k])
-            out_sum[n, first + k] = total[k]
-            out_square[n, first + k] = square[k]
-            out_active[n, first + k] = np.int32(active[k])
+            to_max[k], to_min[k] = f[_HIGH + k], f[_LOW + k]
+            shift_d = np.float64(f[_SHIFT + k])
+            to_sum[k] = d[k] + positions * shift_d
+            to_square[k] = d[BLOCK + k] + shift_d * (d[k] + d[k] + positions * shift_d)
+            to_active[k] = np.int32(f[_ACTIVE + k])
+        _place(x, base, position_stride, whole, f[_HIGH_AT : _HIGH_AT + width], to_max, out_argmax[n, first:])
+        if place_low:
+            _place(x, base, position_stride, whole, f[_LOW_AT : _LOW_AT + width], to_min, out_argmin[n, first:])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+def _place(x: Any, base: int, stride: int, whole: int, coarse: Any, extreme: Any, out: Any) -> None:
+    """The first of the eight positions from `coarse` that has the extreme; the others' place is known."""
+    for k in range(len(coarse)):
+        at = int(coarse[k])
+        if at < whole:
+            o = base + k + at * stride
+            found = 7
+            for j in range(6, -1, -1):  # without a branch that the processor could mispredict
+                found = j if x[o + j * stride] == extreme[k] else found
+            at += found
+        out[k] = at

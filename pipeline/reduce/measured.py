@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from store.errors import UsageError
 class Measured:
     """Per image and unit, [images, units]; units in the order of (layer, channel).
 
-    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme; sum, square: float64 sums
-    of values and their squares over positions; active: int32 positions above zero.
+    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme (argmin: 0 where the layer
+    cannot be negative); sum, square: float64 sums of values and their squares over positions; active: int32 positions
+    above zero.
     """
 
     max: NDArray[np.float32]
@@ -32,15 +33,42 @@ class Measured:
     logits: NDArray[np.float32] | None = None
 
 
-def empty(images: int, units: int) -> Measured:
-    f32, i32, f64 = ((np.zeros((images, units), t)) for t in (np.float32, np.int32, np.float64))
-    return Measured(f32, i32, f32.copy(), f32.copy(), i32.copy(), f64, f64.copy(), i32.copy())
+@dataclass(frozen=True)
+class Buffers:
+    """Where the reducers write, on the network's device: tensors [images, units] as `Measured` has them, without mean.
+
+    One transfer a batch, not one a layer, so that a GPU is never waited for inside the pass.
+    """
+
+    max: Tensor
+    argmax: Tensor
+    min: Tensor
+    argmin: Tensor
+    sum: Tensor
+    square: Tensor
+    active: Tensor
+
+    def measured(self, positions: NDArray[np.float64]) -> Measured:
+        """On the CPU (the same memory, where they are there); `positions`: that each unit's sums run over."""
+        found = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
+        return Measured(mean=(found["sum"] / positions).astype(np.float32), **found)
 
 
-Reducer = Callable[[Tensor, slice, Measured], None]  # activation [n, C, H, W], its units, where to write
+def empty(images: int, units: int, device: torch.device | str = "cpu") -> Buffers:
+    def new(dtype: torch.dtype) -> Tensor:
+        return torch.empty((images, units), dtype=dtype, device=device)
+
+    argmin = torch.zeros((images, units), dtype=torch.int32, device=device)
+    return Buffers(
+        new(torch.float32), new(torch.int32), new(torch.float32), argmin, new(torch.float64), new(torch.float64),
+        new(torch.int32),
+    )  # fmt: skip
 
 
-def reduce_numba(x: Tensor, units: slice, out: Measured) -> None:
+Reducer = Callable[[Tensor, slice, bool, Buffers], None]  # activation [n, C, H, W], its units, signed, where to write
+
+
+def reduce_numba(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
     """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
     from .kernels import reduce_rows
 
@@ -51,25 +79,30 @@ def reduce_numba(x: Tensor, units: slice, out: Measured) -> None:
     position_stride = rows.stride(2) if width > 1 else rows.stride(1) if height > 1 else channels
     span = (images - 1) * rows.stride(0) + (height * width - 1) * position_stride + channels
     flat = torch.as_strided(rows, (span,), (1,)).numpy()
+    where = (out.max, out.argmax, out.min, out.argmin, out.sum, out.square, out.active)
     reduce_rows(
-        flat, rows.stride(0), position_stride, images, height * width, channels,
-        out.max[:images, units], out.argmax[:images, units], out.min[:images, units], out.argmin[:images, units],
-        out.sum[:images, units], out.square[:images, units], out.active[:images, units],
+        flat, rows.stride(0), position_stride, images, height * width, channels, signed,
+        *(tensor[:images, units].numpy() for tensor in where),
     )  # fmt: skip
 
 
-def reduce_torch(x: Tensor, units: slice, out: Measured) -> None:
-    """The same with torch's own reductions, on any device."""
+def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
+    """The same with torch's own reductions, on any device, without waiting for it."""
     images = x.shape[0]
     flat = x.float().flatten(2)
-    high, high_at = first_extreme(flat, largest=True)
-    out.max[:images, units], out.argmax[:images, units] = high.cpu().numpy(), high_at.cpu().numpy()
-    low, low_at = first_extreme(flat, largest=False)
-    out.min[:images, units], out.argmin[:images, units] = low.cpu().numpy(), low_at.cpu().numpy()
-    double = flat.double()
-    out.sum[:images, units] = double.sum(2).cpu().numpy()
-    out.square[:images, units] = double.square().sum(2).cpu().numpy()
-    out.active[:images, units] = (flat > 0).sum(2).cpu().numpy()
+    out.max[:images, units], out.argmax[:images, units] = first_extreme(flat, largest=True)
+    if signed:
+        out.min[:images, units], out.argmin[:images, units] = first_extreme(flat, largest=False)
+    else:
+        out.min[:images, units] = flat.amin(2)
+    shift = flat[:, :, :1]
+    deviations = flat - shift  # as the compiled reducer: a constant has exactly no variance
+    total = deviations.sum(2, dtype=torch.float64)
+    square = deviations.square().sum(2, dtype=torch.float64)
+    first, count = shift[:, :, 0].double(), flat.shape[2]
+    out.sum[:images, units] = total + count * first
+    out.square[:images, units] = square + first * (2 * total + count * first)
+    out.active[:images, units] = (flat > 0).sum(2, dtype=torch.int32)
 
 
 def first_extreme(flat: Tensor, largest: bool) -> tuple[Tensor, Tensor]:

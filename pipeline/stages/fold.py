@@ -167,4 +167,4 @@ def _write_edges_and_sketches(job: Job, out: Publication) -> None:
     hdf5.write(out.path(layout.array(job.run, "sketches")), sketches)
 
 
-STAGE = Stage("fold", "unit", _phases, _run, side_by_side=True)
+STAGE = Stage("fold", "unit", _phases, _run, at_once=lambda job: job.streams)

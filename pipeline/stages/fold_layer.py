@@ -13,7 +13,7 @@ from pipeline.graph import Layer
 from pipeline.job import Job
 from pipeline.measuring import positions
 from pipeline.stages.partials import ScanPartials
-from pipeline.statistics import correlation, moments, ranking
+from pipeline.statistics import coding, correlation, moments, ranking
 from store import codes, sketch
 
 MEMORY = 64 << 20  # bytes of one statistic held at a time, whatever the number of images
@@ -192,8 +192,7 @@ def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
     for name, values in (("max", block.values), ("mean", block.means)):
         ordered = block.ordered if name == "max" else np.sort(values, axis=0)
         edge = codes.edges_of_sorted(ordered, layer.signed)
-        coded = codes.encode(values, edge)
-        counts, means = codes.counts_and_means(values, coded)
+        coded, counts, means = coding.encode(values, edge)
         result.codes[name].append(coded)
         for key, array in (("edges", edge), ("counts", counts), ("means", means)):
             result.edges.setdefault(f"{name}/{key}", []).append(array)

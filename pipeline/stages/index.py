@@ -13,7 +13,8 @@ from store.publish import Record
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    return [[Shard("index", size=len(job.entries))]]
+    size = len(job.images) if job.record("index", "index") else len(job.entries)  # tars are listed once
+    return [[Shard("index", size=size)]]
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.job import Job
-from pipeline.stages.packing import unpacked
+from pipeline.stages.scan import signed_units
 from pipeline.statistics import moments
 from pipeline.statistics.moments import Pair
 from store import hdf5, layout
@@ -46,15 +46,30 @@ class ScanPartials:
 
     def column(self, layer: str, name: str, channels: slice) -> NDArray[np.generic]:
         """One statistic of some channels of a layer over all images: [N, channels]."""
-        pieces = [piece for f in self.files if (piece := _slice(f, f"{layer}/{name}", channels)) is not None]
+        units = self._columns(layer, name, channels)
+        pieces = [piece for f in self.files if (piece := _slice(f, name, units)) is not None]
         return np.concatenate(pieces)[self._order]
 
     def rows(self, layer: str, name: str) -> Iterator[NDArray[np.float32]]:
         """One statistic of a whole layer, shard after shard: [n, C] each."""
+        units = self._columns(layer, name, slice(None))
         for file in self.files:
-            piece = _slice(file, f"{layer}/{name}", slice(None))
+            piece = _slice(file, name, units)
             if piece is not None:
                 yield piece.astype(np.float32, copy=False)
+
+    def _columns(self, layer: str, name: str, channels: slice) -> slice:
+        """Where channels of a layer lie in a partial's array, which for minima has the signed layers' units alone."""
+        units = self._job.units.slice([x.name for x in self._job.layers].index(layer))
+        first, last, _ = channels.indices(units.stop - units.start)
+        start = units.start
+        if name in ("min", "argmin"):
+            start = int(np.searchsorted(self._signed, start))
+        return slice(start + first, start + last)
+
+    @functools.cached_property
+    def _signed(self) -> NDArray[np.int64]:
+        return signed_units(self._job.units)
 
     def moments(self, units: slice) -> tuple[Pair, Pair, NDArray[np.int64], NDArray[np.float32]]:
         """Sum, sum of squares, positions above zero and minimum of some units over all positions of all images."""
@@ -85,8 +100,8 @@ class ScanPartials:
         return classes, probabilities
 
 
-def _slice(file: Path, name: str, channels: slice) -> NDArray[np.generic] | None:
+def _slice(file: Path, name: str, units: slice) -> NDArray[np.generic] | None:
     with hdf5.reading(file) as partial:
         if not len(hdf5.dataset(partial, "ids")):
             return None
-        return unpacked(partial, name, channels)
+        return np.asarray(hdf5.dataset(partial, name)[:, units])

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.loading import Batch
 from pipeline.job import Job, Shard, Stage
+from pipeline.measuring import Units
 from pipeline.reduce.measured import Measured
-from pipeline.stages.packing import packed
 from pipeline.statistics import moments
-from pipeline.statistics.moments import Pair
 from store import hdf5, layout
 from store.hdf5 import Array
 from store.publish import Record
 
 PREDICTIONS = 5
+CHANNELS = 64  # of a chunk: what the fold reads at the least
+AT_ONCE = 2  # shards: one is written while the other has the network
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -27,74 +27,72 @@ def _phases(job: Job) -> list[list[Shard]]:
     return [[Shard(f"{i:05d}", a, b, b - a) for i, (a, b) in enumerate(cuts)]]
 
 
-@dataclass
-class _Rows:
-    """A shard's results as they come in; a batch is one entry of each list."""
+class Rows:
+    """A shard's results as its batches come in: a row an image, then sums over images."""
 
-    units: int
-    ids: list[NDArray[np.int64]] = field(default_factory=list)
-    columns: dict[str, list[NDArray[np.generic]]] = field(default_factory=dict)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.total, self.square = moments.zero(self.units), moments.zero(self.units)
-        self.active = np.zeros(self.units, np.int64)
-        self.minimum = np.full(self.units, np.inf, np.float32)
+    def __init__(self, units: Units, images: int) -> None:
+        count = int(units.offsets[-1])
+        self.signed = signed_units(units)
+        self.used = 0
+        self.ids = np.empty(images, np.int64)
+        places = np.uint16 if all(x.height * x.width <= 1 << 16 for x in units.layers) else np.int32
+        self.max, self.mean = (np.empty((images, count), np.float32) for _ in range(2))
+        self.argmax = np.empty((images, count), places)
+        self.min = np.empty((images, len(self.signed)), np.float32)
+        self.argmin = np.empty((images, len(self.signed)), places)
+        self.predictions: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+        self.bad: list[tuple[int, str]] = []
+        self.total, self.square = moments.zero(count), moments.zero(count)
+        self.active = np.zeros(count, np.int64)
+        self.minimum = np.full(count, np.inf, np.float32)
 
     def add(self, batch: Batch, found: Measured) -> None:
         n = len(batch.ids)
-        self.ids.append(batch.ids)
-        for name in ("max", "argmax", "mean", "min", "argmin"):
-            self.columns.setdefault(name, []).append(getattr(found, name)[:n])
+        rows = slice(self.used, self.used + n)
+        self.used += n
+        self.ids[rows] = batch.ids
+        self.max[rows], self.mean[rows], self.argmax[rows] = found.max[:n], found.mean[:n], found.argmax[:n]
+        self.min[rows], self.argmin[rows] = found.min[:n, self.signed], found.argmin[:n, self.signed]
         if found.logits is not None:
-            index, probability = top_predictions(found.logits[:n])
-            self.columns.setdefault("top5_class", []).append(index)
-            self.columns.setdefault("top5_probability", []).append(probability)
-        self.total = moments.add_rows(self.total, found.sum[:n])
-        self.square = moments.add_rows(self.square, found.square[:n])
-        self.active += found.active[:n].sum(0)
-        self.minimum = np.minimum(self.minimum, found.min[:n].min(0))
+            self.predictions.append(top_predictions(found.logits[:n]))
+        moments.add_rows_into(self.total, found.sum[:n])
+        moments.add_rows_into(self.square, found.square[:n])
+        self.active += found.active[:n].sum(0, dtype=np.int64)
+        np.minimum(self.minimum, found.min[:n].min(0), out=self.minimum)
 
-    def column(self, name: str) -> NDArray[np.generic]:
-        return np.concatenate(self.columns[name])
+    def arrays(self) -> dict[str, Array]:
+        """What a partial holds: [images, units] each; `min` and `argmin` of the units of signed layers alone."""
+        arrays = {"ids": Array(self.ids[: self.used])}
+        for name, pair in (("total", self.total), ("square", self.square)):
+            arrays[name] = Array(np.stack([pair.high, pair.low]))
+        arrays |= {"active": Array(self.active), "minimum": Array(self.minimum)}
+        if self.predictions:
+            for name, column in zip(
+                ("top5_class", "top5_probability"), zip(*self.predictions, strict=True), strict=True
+            ):
+                arrays[name] = Array(np.concatenate(column))
+        for name in ("max", "mean", "argmax", "min", "argmin"):
+            data = getattr(self, name)[: self.used]
+            arrays[name] = Array(data, (max(len(data), 1), CHANNELS))
+        return arrays
+
+
+def signed_units(units: Units) -> NDArray[np.int64]:
+    """The units of layers that can be negative, in order."""
+    found = [np.arange(*units.slice(i).indices(1 << 62)[:2]) for i, x in enumerate(units.layers) if x.signed]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
-    rows = _Rows(int(job.units.offsets[-1]))
+    rows = Rows(job.units, shard.size)
     for batch, found in job.measured(job.readable[shard.first : shard.last]):
         rows.bad += batch.bad
         if found is not None:
             rows.add(batch, found)
         advance(len(batch.ids) + len(batch.bad))
     with job.publication("scan", shard.name) as out:
-        hdf5.write(out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")), _arrays(job, rows))
+        hdf5.write(out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")), rows.arrays())
         return out.commit({"rejected": [[i, reason] for i, reason in rows.bad]})
-
-
-def _arrays(job: Job, rows: _Rows) -> dict[str, Array]:
-    arrays = {"ids": Array(np.concatenate([np.zeros(0, np.int64), *rows.ids]))}
-    for name, pair in (("total", rows.total), ("square", rows.square)):
-        arrays[name] = Array(_stack(pair))
-    arrays |= {"active": Array(rows.active), "minimum": Array(rows.minimum)}
-    if not rows.ids:
-        return arrays
-    for name in ("top5_class", "top5_probability"):
-        if name in rows.columns:
-            arrays[name] = Array(rows.column(name))
-    columns = {name: rows.column(name) for name in ("max", "argmax", "mean", "min", "argmin")}
-    for place, layer in enumerate(job.layers):
-        units = job.units.slice(place)
-        small = layer.height * layer.width <= np.iinfo(np.uint16).max
-        for name in ("max", "argmax", "mean", *(("min", "argmin") if layer.signed else ())):
-            data = columns[name][:, units]
-            if name.startswith("arg") and small:
-                data = data.astype(np.uint16)
-            arrays |= packed(f"{layer.name}/{name}", data)
-    return arrays
-
-
-def _stack(pair: Pair) -> NDArray[np.float64]:
-    return np.stack([pair.high, pair.low])
 
 
 def top_predictions(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -106,4 +104,4 @@ def top_predictions(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDA
     return order.astype(np.int32), np.take_along_axis(probabilities, order, 1).astype(np.float32)
 
 
-STAGE = Stage("scan", "img", _phases, _run)
+STAGE = Stage("scan", "img", _phases, _run, at_once=lambda _: AT_ONCE)

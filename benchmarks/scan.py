@@ -1,0 +1,174 @@
+"""The scan against the bare forward pass of the same folded network on the same decoded batches.
+
+Rows: the pass with taps alone (every per-image statistic in memory); the stage `scan` itself (sums over images,
+partials written, hashed and committed); then what people write today: torch's own reductions of the same layers
+(taps) and of every module's output (hooks); activations dumped to memory and reduced with numpy; zennit-crp (extra
+`bench`), which runs a backward pass too. `fold`, which runs once after all shards and off the GPU, is not in the ratio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from bench import Bar, Report, interleaved, options
+from cases import PACKAGES, Scan
+from torch import Tensor
+
+from pipeline import graph
+from pipeline.graph import Layer
+
+LIMITS = {"lite0": 1.25, "googlenet": 1.10, "resnet50": 1.10}
+IMAGES = {"lite0": 256, "googlenet": 128, "resnet50": 128}
+
+
+def _reduced(x: Tensor) -> tuple[Tensor, ...]:
+    flat = x.flatten(2)
+    high, place = flat.max(2)
+    return high, place, flat.amin(2), flat.mean(2), flat.square().mean(2), (flat > 0).float().mean(2)
+
+
+def eager_taps(scan: Scan) -> Callable[[], None]:
+    """The scan's own layers, with torch's reductions in the pass: max, argmax, min, mean, squares, share above zero."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+
+    def tap(layer: Layer, x: Tensor) -> None:
+        found[layer.name] = _reduced(x)
+
+    return _tapped(scan, tap)
+
+
+def eager_hooks(scan: Scan) -> Callable[[], None]:
+    """What people write: a forward hook with the same reductions on every module of the same folded network."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    network = copy.deepcopy(scan.job.measurer.network)
+
+    def hook(name: str) -> Callable[..., None]:
+        def reduce(_: object, __: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                found[name] = _reduced(output)
+
+        return reduce
+
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(hook(name))
+    return _passes(scan, network)
+
+
+def dumped(scan: Scan) -> Callable[[], None]:
+    """Activations copied out, then reduced by numpy."""
+
+    def tap(layer: Layer, x: Tensor) -> None:
+        flat = x.flatten(2).numpy().copy()
+        _ = (flat.max(2), flat.argmax(2), flat.min(2), flat.mean(2), np.square(flat).mean(2), (flat > 0).mean(2))
+
+    return _tapped(scan, tap)
+
+
+def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], None]:
+    measurer = scan.job.measurer
+    return _passes(scan, graph.with_taps(measurer.network, measurer.layers, tap))
+
+
+def _passes(scan: Scan, network: torch.nn.Module) -> Callable[[], None]:
+    measurer = scan.job.measurer
+
+    def one(batch: Any) -> None:
+        with torch.inference_mode():
+            network(measurer.input(torch.from_numpy(batch.pixels).float() / 255))
+
+    return lambda: scan.over_batches(one)
+
+
+def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
+    """`FeatureVisualization.run` of zennit-crp on the layers that are modules, with its EpsilonPlus and all threads."""
+    from crp.attribution import CondAttribution
+    from crp.concepts import ChannelConcept
+    from crp.visualization import FeatureVisualization
+    from zennit.composites import EpsilonPlus
+
+    pixels = np.concatenate([b.pixels[: len(b.ids)] for b in scan.decoded])[:images]
+    network = scan.job.model.network
+
+    class _Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __getitem__(self, item: int) -> tuple[Tensor, int]:
+            return scan.job.model.preprocess.normalize(torch.from_numpy(pixels[item])[None].float() / 255)[0], 0
+
+        def __len__(self) -> int:
+            return len(pixels)
+
+    modules = dict(network.named_modules())
+    names = [layer.name for layer in scan.job.layers if layer.name in modules]
+    folder = tempfile.mkdtemp(prefix="unitscope-crp-")
+
+    def run() -> None:
+        for parameter in network.parameters():
+            parameter.requires_grad_(True)
+        concept = ChannelConcept()
+        attribution = CondAttribution(network)
+        shown = FeatureVisualization(attribution, _Dataset(), dict.fromkeys(names, concept), path=folder)
+        torch.set_num_threads(scan.job.streams)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            shown.run(EpsilonPlus(), 0, len(pixels), 16, 100)
+        torch.set_num_threads(1)
+        shutil.rmtree(folder)
+
+    return run, len(names)
+
+
+def measure(network: str, rounds: int, images: int, report: Report, peers: bool) -> None:
+    scan = Scan(network, images)
+    sides = {"bare forward pass": scan.forward, "taps": scan.measure, "scan": scan.scan_decoded}
+    if peers:
+        sides |= {"eager taps": eager_taps(scan), "eager hooks": eager_hooks(scan), "dump and numpy": dumped(scan)}
+    found = interleaved(sides, rounds, say=network)
+    for name, samples in found.items():
+        each = samples.median / images * 1e3
+        report.add(network, name, images, each, samples.over(found["bare forward pass"]), samples.spread)
+    report.bars.append(Bar(f"{network}: scan / bare", found["scan"].over(found["bare forward pass"]), LIMITS[network]))
+    if peers:
+        ratio = found["eager hooks"].over(found["scan"])
+        report.bars.append(Bar(f"{network}: eager hooks / scan", ratio, 4.0, at_least=True))
+        against_crp(scan, report, found["scan"].median / images)
+    scan.close()
+
+
+def against_crp(scan: Scan, report: Report, ours: float) -> None:
+    images = 32
+    try:
+        run, layers = zennit_crp(scan, images)
+    except ImportError:
+        report.notes.append("zennit-crp is not installed (pip install 'unitscope[bench]'): its row is missing")
+        return
+    found = interleaved({"zennit-crp": run}, 3, say="zennit-crp")["zennit-crp"]
+    each = found.median / images
+    report.add(
+        "lite0", f"zennit-crp, {layers} of {len(scan.job.layers)} layers", images, each * 1e3, each / ours, found.spread
+    )
+    report.notes.append("zennit-crp's ratio is against the scan, each a picture")
+    report.bars.append(Bar("lite0: zennit-crp / scan, a picture", each / ours, 5.0, at_least=True))
+
+
+@click.command(help=__doc__)
+@click.option("--network", "networks", multiple=True, type=click.Choice(list(LIMITS)), help="Only this one.")
+@options
+def main(networks: tuple[str, ...], quick: bool, json_file: str | None) -> None:
+    columns = ("network", "side", "images", "ms an image", "ratio", "seconds, spread")
+    report = Report("The scan against the bare forward pass", columns)
+    for network in networks or (["lite0"] if quick else LIMITS):
+        images = IMAGES[network] // (4 if quick else 1)
+        measure(network, 3 if quick else 7, images, report, peers=network == "lite0")
+    raise SystemExit(report.finish([*PACKAGES, "timm", "zennit-crp"], "weights random:0 but for lite0", json_file))
+
+
+if __name__ == "__main__":
+    main()

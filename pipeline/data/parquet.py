@@ -1,0 +1,178 @@
+"""`parquet:PATTERN`: pictures as bytes in a column, a class in another, as Hugging Face datasets keep ImageNet.
+
+A picture's place is its row. Files are read a row group at a time, the last few of which are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from store.errors import UsageError
+
+from .shards import Shards, find_shards
+from .source import ClassName, Entry, Source, class_names, in_order_of_class, text_digest
+
+IMAGES = ("image", "img", "jpg", "jpeg", "png", "bytes", "picture")
+LABELS = ("label", "labels", "fine_label", "class", "cls", "class_index", "target", "synset", "wnid")
+KEPT = 4  # row groups: a thread or two ahead of the others
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns hold the bytes, a path beside them, and the class; `names` of the classes where the file tells."""
+
+    image: str
+    path: str | None
+    label: str | None
+    names: tuple[str, ...] | None
+
+
+class ParquetSource(Source):
+    def __init__(self, text: str, pattern: str, name: str) -> None:
+        self.text, self.name = text, name
+        self._pattern = pattern
+        self._groups: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def shards(self) -> Shards:
+        return find_shards(self._pattern, "parquet")
+
+    @property
+    def root(self) -> str:  # type: ignore[override]
+        return self.shards.root
+
+    @functools.cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        rows: list[tuple[str, int, str | None, Any]] = []
+        names: tuple[str, ...] | None = None
+        for file in self.shards.files:
+            columns = self._columns(file)
+            names = names or columns.names
+            rows += self._rows(file, columns)
+        if not rows:
+            raise UsageError(f"dataset source {self.text} holds no rows")
+        paths = _paths(rows)
+        labels = _labels([row[3] for row in rows], names)
+        return in_order_of_class(
+            Entry(path, label, file, row) for (file, row, _, _), path, label in zip(rows, paths, labels, strict=True)
+        )
+
+    def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
+        return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
+
+    def read(self, entry: Entry) -> bytes:
+        if entry.source_file is None or entry.offset is None:
+            raise ValueError(f"{entry.path}: an entry of a Parquet file has its row")
+        starts = self._starts(entry.source_file)
+        group = int(np.searchsorted(starts, entry.offset, side="right")) - 1
+        data = self._group(entry.source_file, group)[entry.offset - int(starts[group])].as_py()
+        if data is None:
+            raise OSError(5, "the row holds no bytes")
+        return bytes(data)
+
+    def _group(self, file: str, group: int) -> pa.Array:
+        with self._lock:  # one thread reads a group, the others wait for it
+            if (file, group) in self._groups:
+                self._groups.move_to_end((file, group))
+                return self._groups[file, group]
+            column = self._columns(file).image
+            try:
+                with pq.ParquetFile(self.shards.path(file)) as parquet:
+                    table = parquet.read_row_group(group, columns=[column])
+            except (pa.ArrowException, OSError) as error:
+                raise OSError(5, f"{file}, row group {group}: {error}") from error
+            found = table.flatten().column(column).combine_chunks()
+            self._groups[file, group] = found
+            while len(self._groups) > KEPT:
+                self._groups.popitem(last=False)
+            return found
+
+    @functools.cache  # noqa: B019  (a source lives as long as its process)
+    def _starts(self, file: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        meta = pq.read_metadata(self.shards.path(file))
+        return np.cumsum([0, *(meta.row_group(i).num_rows for i in range(meta.num_row_groups))])[:-1]
+
+    @functools.cache  # noqa: B019
+    def _columns(self, file: str) -> _Columns:
+        path = self.shards.path(file)
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{path} is no whole Parquet file: {error}") from error
+        image = next((n for n in IMAGES if n in schema.names), None)
+        if image is None or not _holds_bytes(schema.field(image).type):
+            raise UsageError(
+                f"{path}: no column of picture bytes: expected {', '.join(IMAGES)}, binary or a struct of bytes and "
+                f"path; it has {', '.join(f'{f.name} ({f.type})' for f in schema)}"
+            )
+        label = next((n for n in LABELS if n in schema.names), None)
+        kind = schema.field(image).type
+        if pa.types.is_struct(kind):
+            inside = {f.name for f in kind}
+            beside = f"{image}.path" if "path" in inside else None
+            return _Columns(f"{image}.bytes", beside, label, _class_label(schema, label))
+        beside = next((n for n in ("path", "file_name", "filename", "image_path") if n in schema.names), None)
+        return _Columns(image, beside, label, _class_label(schema, label))
+
+    def _rows(self, file: str, columns: _Columns) -> list[tuple[str, int, str | None, Any]]:
+        wanted = [c for c in (columns.path, columns.label) if c]
+        with pq.ParquetFile(self.shards.path(file)) as parquet:
+            table = parquet.read(columns=wanted).flatten() if wanted else None
+            count = parquet.metadata.num_rows
+        paths = table.column(columns.path).to_pylist() if table is not None and columns.path else [None] * count
+        labels = table.column(columns.label).to_pylist() if table is not None and columns.label else [None] * count
+        return [(file, row, p, y) for row, (p, y) in enumerate(zip(paths, labels, strict=True))]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _class_label(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+    """The names of a Hugging Face ClassLabel, from the file's own metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(n) for n in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _paths(rows: list[tuple[str, int, str | None, Any]]) -> list[str]:
+    """The path kept beside each picture, told apart by file where that is needed; else file and row."""
+    for path in ([r[2] for r in rows], [f"{r[0]}/{r[2]}" if r[2] else None for r in rows]):
+        if all(path) and len(set(path)) == len(path):
+            return [str(p) for p in path]
+    return [f"{file}/{row:06d}" for file, row, _, _ in rows]
+
+
+def _labels(values: list[Any], names: tuple[str, ...] | None) -> list[ClassName | None]:
+    known = {v for v in values if v is not None}
+    if all(isinstance(v, str) for v in known):
+        of_name = class_names(known)
+        return [None if v is None else of_name[v] for v in values]
+    if not all(isinstance(v, int) for v in known):
+        raise UsageError(
+            f"labels are of types {', '.join(sorted({type(v).__name__ for v in known}))}: int or text only"
+        )
+    beyond = [v for v in known if names and v >= len(names)]
+    if beyond:
+        raise UsageError(f"label {max(beyond)} is beyond the {len(names or ())} classes that the file's metadata names")
+    synsets = class_names(names) if names else {}
+    if not any(c.synset and c.label != c.synset for c in synsets.values()):
+        synsets = {}  # plain names keep the number that the column gives them
+    classes = {v: synsets.get(names[v], ClassName(v, names[v], None)) if names else ClassName(v, str(v), None)
+               for v in known if v >= 0}  # fmt: skip
+    return [classes.get(v) for v in values]

@@ -1,0 +1,161 @@
+"""`webdataset:PATTERN`: uncompressed tar shards, read at the offsets that the index found and never extracted.
+
+A sample's files share a name up to the first dot of its last part. Its class is in a `.cls` file (a number), in a
+`.json` file (`class_index`, `cls` or `label`; `synset`), or in the first folder of its path.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from store.errors import UsageError
+
+from .decode import SUFFIXES
+from .shards import Shards, find_shards
+from .source import ClassName, Entry, Source, class_names, in_order_of_class, text_digest
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass
+class _Sample:
+    pictures: list[Entry] = field(default_factory=list)
+    cls: int | None = None
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+class WebDatasetSource(Source):
+    def __init__(self, text: str, pattern: str, name: str) -> None:
+        self.text, self.name = text, name
+        self._pattern = pattern
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def shards(self) -> Shards:
+        return find_shards(self._pattern, "webdataset")
+
+    @property
+    def root(self) -> str:  # type: ignore[override]
+        return self.shards.root
+
+    @functools.cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        samples = [sample for file in self.shards.files for sample in self._samples(file).values()]
+        entries = _classified([s for s in samples if s.pictures])
+        if not entries:
+            raise UsageError(f"dataset source {self.text} holds no pictures ({', '.join(SUFFIXES)})")
+        return in_order_of_class(_distinct(entries))
+
+    def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
+        """Of the shards' names and sizes: a worker need not read every header of every tar again."""
+        return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
+
+    def read(self, entry: Entry) -> bytes:
+        if entry.source_file is None or entry.offset is None or entry.length is None:
+            raise ValueError(f"{entry.path}: an entry of a tar has its place")
+        data = os.pread(self._descriptor(entry.source_file), entry.length, entry.offset)
+        if len(data) < entry.length:
+            raise OSError(5, f"{entry.source_file} ends before the picture does")
+        return data
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._open:
+                if len(self._open) >= 64:
+                    os.close(self._open.pop(next(iter(self._open))))
+                self._open[file] = os.open(self.shards.path(file), os.O_RDONLY)
+            return self._open[file]
+
+    def _samples(self, file: str) -> dict[str, _Sample]:
+        path = self.shards.path(file)
+        with path.open("rb") as raw:
+            head = raw.read(6)
+        for magic, kind in _COMPRESSED.items():
+            if head.startswith(magic):
+                raise UsageError(
+                    f"{path} is compressed ({kind}): pictures are read by their place in the file, which a compressed "
+                    "tar does not have; pictures hardly compress, so write the shards as plain tar"
+                )
+        samples: dict[str, _Sample] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if member.isreg() and not member.issparse():
+                        _take(samples, file, member, functools.partial(_body, tar, member))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UsageError(f"{path} is no whole tar file: {error}") from error
+        return samples
+
+
+def _take(samples: dict[str, _Sample], file: str, member: tarfile.TarInfo, body: Callable[[], bytes]) -> None:
+    name = member.name.removeprefix("./")
+    folder, _, base = name.rpartition("/")
+    if base.startswith("."):
+        return
+    sample = samples.setdefault(f"{folder}/{base.partition('.')[0]}", _Sample())
+    lower = base.lower()
+    if lower.endswith(SUFFIXES):
+        sample.pictures.append(Entry(name, None, file, member.offset_data, member.size))
+    elif lower.endswith(".cls"):
+        text = body().decode(errors="replace").strip()
+        if not text.isdigit():
+            raise UsageError(f"{file}: {name} holds {text[:40]!r}: expected the number of a class")
+        sample.cls = int(text)
+    elif lower.endswith(".json"):
+        try:
+            facts = json.loads(body())
+        except ValueError as error:
+            raise UsageError(f"{file}: {name} is no JSON: {error}") from error
+        sample.facts = facts if isinstance(facts, dict) else {}
+
+
+def _body(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    found = tar.extractfile(member)
+    return found.read() if found else b""
+
+
+def _classified(samples: list[_Sample]) -> list[Entry]:
+    """Entries with the class that numbers, JSON or folders tell, in that order of trust."""
+    keys = [_key(sample) for sample in samples]
+    names = class_names(k for k in keys if isinstance(k, str))
+    found = []
+    for sample, key in zip(samples, keys, strict=True):
+        label = key if isinstance(key, ClassName) else names[key] if key is not None else None
+        found += [Entry(p.path, label, p.source_file, p.offset, p.length) for p in sample.pictures]
+    return found
+
+
+def _key(sample: _Sample) -> ClassName | str | None:
+    """The class itself, or the name that tells it among all names."""
+    facts = sample.facts
+    synset = next((str(facts[k]) for k in ("synset", "wnid") if isinstance(facts.get(k), str)), None)
+    number = next((facts[k] for k in ("class_index", "cls", "label") if type(facts.get(k)) is int), sample.cls)
+    label = facts.get("label") if isinstance(facts.get("label"), str) else None
+    if isinstance(number, int):
+        return ClassName(number, str(label or number), synset) if number >= 0 else None
+    if synset or label:
+        return str(synset or label)
+    if facts.get("class_index", 0) is None:  # said to have none
+        return None
+    folder, _, rest = sample.pictures[0].path.partition("/")
+    return folder if rest else None
+
+
+def _distinct(entries: list[Entry]) -> list[Entry]:
+    """Paths told apart by their shard where several shards hold the same name."""
+    if len({e.path for e in entries}) == len(entries):
+        return entries
+    found = [Entry(f"{e.source_file}/{e.path}", e.label, e.source_file, e.offset, e.length) for e in entries]
+    seen: set[str] = set()
+    for entry in found:
+        if entry.path in seen:
+            raise UsageError(f"{entry.source_file} holds two pictures of one name: {entry.path}")
+        seen.add(entry.path)
+    return found
