@@ -3,7 +3,7 @@
 One step of one picture, a canvas of 128 px, both sides with their default transforms, on one thread and with the same
 allocator. lucent runs its whole network at 224 px whatever the canvas; ours runs the truncated, folded one at the same
 224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better batch:
-lucent's of 1 or 8, ours of 8. "bare" is the same truncated, folded network on ready pictures of those sizes: forward,
+lucent's of 1 or 8, ours of 16. "bare" is the same truncated, folded network on ready pictures of those sizes: forward,
 the channel's mean, backward to the pictures; nothing moves or is parameterized.
 
 Networks of random weights cost what trained ones do. Example: python benchmarks/featurevis.py --quick
@@ -29,7 +29,7 @@ from pipeline.featurevis.transforms import compose
 from pipeline.machine import set_up
 from pipeline.models import Model, open_model
 
-BATCH, CANVAS, CHANNEL, SEED = 8, 128, 3, 0
+BATCH, CANVAS, CHANNEL, SEED = 16, 128, 3, 0
 # source: (our layer, lucent's name of the same module), early, middle and late
 NETWORKS = {
     "timm:tf_efficientnet_lite0": (
@@ -139,12 +139,12 @@ def _compare(
     report: Report, ratios: dict[str, list[float]], model: Model, ours: str, theirs: str, rounds: int, steps: int
 ) -> None:
     sides: dict[str, Callable[[], None]] = {}
-    work = {"lucent 1": steps, "lucent 8": steps // 4 * BATCH}
+    work = {"lucent 1": steps, "lucent 8": steps // 4 * 8}
     sides["lucent 1"] = _lucents(model.network, theirs, 1, steps)
-    sides["lucent 8"] = _lucents(model.network, theirs, BATCH, steps // 4)
+    sides["lucent 8"] = _lucents(model.network, theirs, 8, steps // 4)
     for sees in ("model", "canvas"):
-        sides[f"ours {sees}"], sides[f"bare {sees}"] = _ours(model, ours, sees, steps)
-        work[f"ours {sees}"] = work[f"bare {sees}"] = steps * BATCH
+        sides[f"ours {sees}"], sides[f"bare {sees}"] = _ours(model, ours, sees, steps // 2)
+        work[f"ours {sees}"] = work[f"bare {sees}"] = steps // 2 * BATCH
     found = interleaved(sides, rounds, say=f"{model.name} {ours}")
     each = {name: [1000 * s / work[name] for s in samples.seconds] for name, samples in found.items()}
     lucent = min(("lucent 1", "lucent 8"), key=lambda name: statistics.median(each[name]))

@@ -64,7 +64,7 @@ class VisualizeConfig:
     size: int = 128
     input: str = "canvas"
     steps: int = 512
-    batch: int = 8
+    batch: int = 16  # on one thread torch has a faster 1 x 1 convolution from 16 on
     parameterization: str = "fft"
     color: str = "decorrelated"
     transforms: str = "default"

@@ -146,6 +146,18 @@ def test_what_is_opaque_is_itself_and_what_is_not_is_natural_noise(channels: int
     assert torch.equal(composed(x)[1], torch.full((channels, 64, 64), 0.5))
 
 
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_scaling_and_turning_at_once_is_both_in_turn(factor: float) -> None:
+    """On a smooth picture, which a second interpolation does not blur, away from the corners."""
+    rows, columns = torch.meshgrid(torch.arange(50.0), torch.arange(70.0), indexing="ij")
+    x = torch.stack([(rows / 9).sin(), columns / 70, ((rows - columns) / 11).cos()])[None]
+    for angle in (-10, 0, 8):
+        both = RandomRotate((angle,), (factor,))(x, _rng())
+        turn = RandomRotate((angle,))(RandomScale((factor,))(x, _rng()), _rng())
+        assert both.shape == turn.shape == (1, 3, int(50 * factor), int(70 * factor))
+        torch.testing.assert_close(both[:, :, 10:-10, 10:-10], turn[:, :, 10:-10, 10:-10], atol=5e-3, rtol=0)
+
+
 @pytest.mark.parametrize("angle", [-10, 7, 10])
 def test_padding_and_turning_are_lucents(angle: int) -> None:
     """(Its scaling keeps corners on corners and pads, and its jitter shifts in black: neither is Lucid's.)"""

@@ -38,7 +38,7 @@ class Settings:
     size: int | Size = 128
     steps: int = 512
     thresholds: tuple[int, ...] = ()
-    batch: int = 8
+    batch: int = 16
     learning_rate: float = 0.0
     optimizer: str = ""
     seed: int = 0

@@ -76,22 +76,28 @@ class RandomScale:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black."""
+    """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black.
+
+    `factors`: scaled by one of them first, as `RandomScale` does, in the same interpolation: half the time, less blur.
+    """
 
     degrees: tuple[float, ...]
+    factors: tuple[float, ...] = (1.0,)
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        factor = self.factors[int(rng.integers(len(self.factors)))] if len(self.factors) > 1 else self.factors[0]
         angle = math.radians(self.degrees[int(rng.integers(len(self.degrees)))])
+        h, w = (int(factor * side) for side in x.shape[2:])
         if angle == 0:
-            return x
-        (n, _, h, w), cos, sin = x.shape, math.cos(angle), math.sin(angle)
+            return x if (h, w) == x.shape[2:] else F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
+        n, cos, sin = len(x), math.cos(angle), math.sin(angle)
         # from an output place to its source, in coordinates of -1..1 along each side
         back = torch.tensor([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]], dtype=x.dtype, device=x.device)
         grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
         return F.grid_sample(x, grid.expand(n, -1, -1, -1), align_corners=False)
 
     def sizes(self, size: Size) -> set[Size]:
-        return {size}
+        return RandomScale(self.factors).sizes(size)
 
 
 @dataclass(frozen=True)
@@ -172,9 +178,8 @@ def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
 
 
 STANDARD = 128  # the canvas that Lucid's distances are meant for
-SCALE = RandomScale(tuple(1 + (i - 5) / 50 for i in range(11)))
-ROTATE = RandomRotate((*range(-10, 11), *(0,) * 5))
-DEFAULT: tuple[Transform, ...] = (Pad(12), Jitter(8), SCALE, ROTATE, Jitter(4))
+SCALE_ROTATE = RandomRotate((*range(-10, 11), *(0,) * 5), tuple(1 + (i - 5) / 50 for i in range(11)))
+DEFAULT: tuple[Transform, ...] = (Pad(12), Jitter(8), SCALE_ROTATE, Jitter(4))
 NAMED: dict[str, tuple[Transform, ...]] = {
     "default": DEFAULT,
     "none": (),
@@ -190,7 +195,7 @@ def default_of(canvas: Size) -> tuple[Transform, ...]:
     if side >= STANDARD:
         return DEFAULT
     pad, first, last = (round(distance * side / STANDARD) for distance in (12, 8, 4))
-    return (Pad(pad), Jitter(first), SCALE, ROTATE, Jitter(last))
+    return (Pad(pad), Jitter(first), SCALE_ROTATE, Jitter(last))
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
