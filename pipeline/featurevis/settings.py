@@ -16,7 +16,7 @@ from .parameterizations import COLORS, PARAMETERIZATIONS, Parameterization
 from .transforms import NAMED, CollapseAlpha, Size, Transform, default_of
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
+    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, fused=True),
     "nadam": lambda parameters, rate: torch.optim.NAdam(parameters, lr=rate),
     "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
 }

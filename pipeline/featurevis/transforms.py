@@ -90,11 +90,13 @@ class RandomRotate:
         h, w = (int(factor * side) for side in x.shape[2:])
         if angle == 0:
             return x if (h, w) == x.shape[2:] else F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
-        n, cos, sin = len(x), math.cos(angle), math.sin(angle)
+        cos, sin = math.cos(angle), math.sin(angle)
         # from an output place to its source, in coordinates of -1..1 along each side
         back = torch.tensor([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]], dtype=x.dtype, device=x.device)
         grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
-        return F.grid_sample(x, grid.expand(n, -1, -1, -1), align_corners=False)
+        # as one picture of many channels: places and weights are worked out once
+        turned = F.grid_sample(x.flatten(0, 1)[None], grid, align_corners=False)
+        return turned[0].unflatten(0, x.shape[:2])
 
     def sizes(self, size: Size) -> set[Size]:
         return RandomScale(self.factors).sizes(size)
