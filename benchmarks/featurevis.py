@@ -97,11 +97,12 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
 
 @click.command(help=__doc__)
 @options
-def main(quick: bool, json_file: str | None) -> None:
+@click.option("--network", type=click.Choice([*NETWORKS]), help="Only this one.  [default: both]")
+def main(quick: bool, json_file: str | None, network: str | None) -> None:
     warnings.simplefilter("ignore")
     set_up()
     torch.manual_seed(SEED)
-    rounds, steps = (2, 4) if quick else (5, 16)
+    rounds, steps = (2, 4) if quick else (5, 8)
     report = Report(
         "featurevis: milliseconds a step of one picture (median, and lowest .. highest of the rounds)",
         (
@@ -118,7 +119,7 @@ def main(quick: bool, json_file: str | None) -> None:
     )
     ratios: dict[str, list[float]] = {"model": [], "canvas": [], "bare model": [], "bare canvas": []}
     for source, layers in NETWORKS.items():
-        if quick and source.startswith("torchvision"):
+        if network not in (None, source) or (quick and network is None and source.startswith("torchvision")):
             continue
         model = open_model(source, "random:0")
         for ours, theirs in layers:
