@@ -172,7 +172,18 @@ def test_padding_and_turning_are_lucents(angle: int) -> None:
     torch.testing.assert_close(found[inside], expected[inside], atol=1e-4, rtol=0)
 
 
+def test_what_is_done_in_one_pass_is_what_each_alone_would_do() -> None:
+    x = torch.rand(2, 3, 50, 40)
+    for seed in range(20):
+        padded = compose((Pad(5), Jitter(4)), x, _rng(seed))
+        assert torch.equal(Pad(5, jitter=4)(x, _rng(seed)), padded)
+        turn = RandomRotate((-7, 0, 9), (0.9, 1.0, 1.1))
+        apart = compose((turn, Jitter(4)), x, _rng(seed))
+        at_once = RandomRotate(turn.degrees, turn.factors, jitter=4)(x, _rng(seed))
+        torch.testing.assert_close(at_once, apart, atol=1e-6, rtol=0)
+
+
 def test_on_a_small_canvas_the_default_moves_less() -> None:
     assert transforms.default_of((128, 400)) == DEFAULT
-    assert [t.distance for t in transforms.default_of((28, 28)) if isinstance(t, Jitter)] == [2, 1]
-    assert transforms.default_of((28, 400))[0] == Pad(3)
+    assert transforms.default_of((28, 400))[0] == Pad(3, jitter=2)
+    assert [t.jitter for t in transforms.default_of((28, 28)) if isinstance(t, RandomRotate)] == [1]

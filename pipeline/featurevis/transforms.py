@@ -32,16 +32,19 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Pad:
-    """A border of constant grey."""
+    """A border of constant grey. `jitter`: a `Jitter` of that distance follows, in one pass."""
 
     width: int
+    jitter: int = 0
     value: float = 0.5
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        return F.pad(x, [self.width] * 4, value=self.value)
+        top, left = _offsets(self.jitter, rng)
+        right, bottom = self.jitter - left, self.jitter - top
+        return F.pad(x, [self.width - cut for cut in (left, right, top, bottom)], value=self.value)
 
     def sizes(self, size: Size) -> set[Size]:
-        return {(size[0] + 2 * self.width, size[1] + 2 * self.width)}
+        return {(size[0] + 2 * self.width - self.jitter, size[1] + 2 * self.width - self.jitter)}
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ class Jitter:
     distance: int
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        top, left = (int(offset) for offset in rng.integers(0, self.distance + 1, size=2))
-        height, width = x.shape[2] - self.distance, x.shape[3] - self.distance
-        return x[:, :, top : top + height, left : left + width]
+        top, left = _offsets(self.distance, rng)
+        return x[:, :, top : x.shape[2] - self.distance + top, left : x.shape[3] - self.distance + left]
 
     def sizes(self, size: Size) -> set[Size]:
         return {(size[0] - self.distance, size[1] - self.distance)}
@@ -79,27 +81,33 @@ class RandomRotate:
     """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black.
 
     `factors`: scaled by one of them first, as `RandomScale` does, in the same interpolation: half the time, less blur.
+    `jitter`: a `Jitter` of that distance follows; what it cuts off is never made.
     """
 
     degrees: tuple[float, ...]
     factors: tuple[float, ...] = (1.0,)
+    jitter: int = 0
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         factor = self.factors[int(rng.integers(len(self.factors)))] if len(self.factors) > 1 else self.factors[0]
         angle = math.radians(self.degrees[int(rng.integers(len(self.degrees)))])
+        top, left = _offsets(self.jitter, rng)
         h, w = (int(factor * side) for side in x.shape[2:])
+        window = (slice(top, h - self.jitter + top), slice(left, w - self.jitter + left))
         if angle == 0:
-            return x if (h, w) == x.shape[2:] else F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
+            same = (h, w) == tuple(x.shape[2:])
+            return (x if same else F.interpolate(x, (h, w), mode="bilinear", align_corners=False))[:, :, *window]
         cos, sin = math.cos(angle), math.sin(angle)
         # from an output place to its source, in coordinates of -1..1 along each side
         back = torch.tensor([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]], dtype=x.dtype, device=x.device)
         grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
         # as one picture of many channels: places and weights are worked out once
-        turned = F.grid_sample(x.flatten(0, 1)[None], grid, align_corners=False)
+        turned = F.grid_sample(x.flatten(0, 1)[None], grid[:, *window], align_corners=False)
         return turned[0].unflatten(0, x.shape[:2])
 
     def sizes(self, size: Size) -> set[Size]:
-        return RandomScale(self.factors).sizes(size)
+        scaled = RandomScale(self.factors).sizes(size)
+        return {(height - self.jitter, width - self.jitter) for height, width in scaled}
 
 
 @dataclass(frozen=True)
@@ -180,8 +188,9 @@ def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
 
 
 STANDARD = 128  # the canvas that Lucid's distances are meant for
-SCALE_ROTATE = RandomRotate((*range(-10, 11), *(0,) * 5), tuple(1 + (i - 5) / 50 for i in range(11)))
-DEFAULT: tuple[Transform, ...] = (Pad(12), Jitter(8), SCALE_ROTATE, Jitter(4))
+DEGREES, FACTORS = (*range(-10, 11), *(0,) * 5), tuple(1 + (i - 5) / 50 for i in range(11))
+# Lucid's pad, jitter, scale, rotate, jitter: what can be done in one pass is.
+DEFAULT: tuple[Transform, ...] = (Pad(12, jitter=8), RandomRotate(DEGREES, FACTORS, jitter=4))
 NAMED: dict[str, tuple[Transform, ...]] = {
     "default": DEFAULT,
     "none": (),
@@ -197,7 +206,15 @@ def default_of(canvas: Size) -> tuple[Transform, ...]:
     if side >= STANDARD:
         return DEFAULT
     pad, first, last = (round(distance * side / STANDARD) for distance in (12, 8, 4))
-    return (Pad(pad), Jitter(first), SCALE_ROTATE, Jitter(last))
+    return (Pad(pad, jitter=first), RandomRotate(DEGREES, FACTORS, jitter=last))
+
+
+def _offsets(distance: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Down and across, each from 0 to the distance; nothing is drawn where there is none."""
+    if distance == 0:
+        return 0, 0
+    down, across = rng.integers(0, distance + 1, size=2)
+    return int(down), int(across)
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
