@@ -1,10 +1,11 @@
 """Feature visualization against torch-lucent 0.1.8, and against a bare forward and backward pass.
 
-One step of one picture, a canvas of 128 px, both sides with their default transforms, on one thread and with the same
-allocator. lucent runs its whole network at 224 px whatever the canvas; ours runs the truncated, folded one at the same
-224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better batch:
-lucent's of 1 or 8, ours of 16. "bare" is the same truncated, folded network on ready pictures of those sizes: forward,
-the channel's mean, backward to the pictures; nothing moves or is parameterized.
+One step of one picture, a canvas of 128 px, both sides with their default transforms, the same allocator and the whole
+machine: lucent with a thread a core in each operation, as torch has it; ours, as the stage does, with a batch beside
+another on each core. lucent runs its whole network at 224 px whatever the canvas; ours runs the truncated, folded one at
+the same 224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better
+batch: lucent's of 1 or 8, ours of 16. "bare" is the same truncated, folded network, run the same way on ready pictures
+of those sizes: forward, the channel's mean, backward to the pictures; nothing moves or is parameterized.
 
 Networks of random weights cost what trained ones do. Example: python benchmarks/featurevis.py --quick
 """
@@ -15,6 +16,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, in
 from benchmarks.bench import Bar, Report, interleaved, options
 from pipeline.featurevis import Renderer, Settings, objectives
 from pipeline.featurevis.transforms import compose
-from pipeline.machine import set_up
+from pipeline.machine import set_up, threads_of_worker
 from pipeline.models import Model, open_model
 
 BATCH, CANVAS, CHANNEL, SEED = 16, 128, 3, 0
+CORES = threads_of_worker(0, 1)
 # source: (our layer, lucent's name of the same module), early, middle and late
 NETWORKS = {
     "timm:tf_efficientnet_lite0": (
@@ -42,36 +45,43 @@ NETWORKS = {
 
 
 def _ours(model: Model, layer: str, sees: str, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The renderer's steps, and the bare passes of the same sizes; each call does `steps` of them, of a whole batch."""
+    """The renderer's steps, and the bare passes of the same sizes: each call does `steps` of a batch on every core."""
     found = model.graph.layers([layer])
     renderer = Renderer(model, found, Settings(size=CANVAS, batch=BATCH, input=sees, seed=SEED, redirected=0))
     objective = objectives.channel(layer, CHANNEL)
-    ascent = renderer.begin(objective, [(i,) for i in range(BATCH)])
+    ascents = [renderer.begin(objective, [(core, i) for i in range(BATCH)]) for core in range(CORES)]
     chain, network = renderer.settings.chain, renderer.network
-    done = 0
+    done = [0] * CORES
 
     def ready(step: int) -> torch.Tensor:
         x = compose(chain, torch.rand(1, 3, CANVAS, CANVAS), _draw(step))
         size = (network.preprocess.height, network.preprocess.width) if sees == "model" else tuple(x.shape[2:])
-        return inputs[size].requires_grad_()
+        return inputs[size].detach().requires_grad_()
 
     sizes = {tuple(compose(chain, torch.rand(1, 3, CANVAS, CANVAS), _draw(i)).shape[2:]) for i in range(200)}
     sizes |= {(network.preprocess.height, network.preprocess.width)}
     inputs = {s: torch.randn(BATCH, 3, *s).contiguous(memory_format=torch.channels_last) for s in sizes}
 
-    def rendered() -> None:
+    def rendered(core: int) -> None:
         for _ in range(steps):
-            ascent.step()
+            ascents[core].step()
 
-    def bare() -> None:
-        nonlocal done
+    def bare(core: int) -> None:
         for _ in range(steps):
-            x = ready(done)
+            x = ready(done[core])
             (activations,) = network.plain(x)
             torch.autograd.grad(activations[:, CHANNEL].mean((1, 2)).sum(), x)
-            done += 1
+            done[core] += 1
 
-    return rendered, bare
+    return _on_every_core(rendered), _on_every_core(bare)
+
+
+def _on_every_core(work: Callable[[int], None]) -> Callable[[], None]:
+    def run() -> None:
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(work, range(CORES)))
+
+    return run
 
 
 def _draw(step: int) -> Any:
@@ -85,10 +95,12 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
     from lucent.optvis import param, render
 
     def rendered() -> None:
+        torch.set_num_threads(CORES)
         render.render_vis(
             network, theirs.channel(layer, CHANNEL), lambda: param.image(CANVAS, batch=batch), thresholds=(steps,),
             progress=False, show_image=False,
         )  # fmt: skip
+        torch.set_num_threads(1)
         for module in network.modules():  # it leaves its hooks, and the next call would run them too
             module._forward_hooks.clear()
 
@@ -125,7 +137,7 @@ def main(quick: bool, json_file: str | None, network: str | None) -> None:
         for ours, theirs in layers:
             _compare(report, ratios, model, ours, theirs, rounds, steps)
     report.notes.append(
-        f"canvas {CANVAS} px, batch {BATCH}, steps after the first 16; lucent: the better of batch 1 and 8"
+        f"canvas {CANVAS} px, batch {BATCH} on each of {CORES} cores, steps after the first 16; lucent: the better of batch 1 and 8"
     )
     report.bars = [
         Bar("lucent / ours, the same network input, mean", statistics.mean(ratios["model"]), 3.5, at_least=True),
@@ -145,7 +157,7 @@ def _compare(
     sides["lucent 8"] = _lucents(model.network, theirs, 8, steps // 4)
     for sees in ("model", "canvas"):
         sides[f"ours {sees}"], sides[f"bare {sees}"] = _ours(model, ours, sees, steps // 2)
-        work[f"ours {sees}"] = work[f"bare {sees}"] = steps // 2 * BATCH
+        work[f"ours {sees}"] = work[f"bare {sees}"] = steps // 2 * BATCH * CORES
     found = interleaved(sides, rounds, say=f"{model.name} {ours}")
     each = {name: [1000 * s / work[name] for s in samples.seconds] for name, samples in found.items()}
     lucent = min(("lucent 1", "lucent 8"), key=lambda name: statistics.median(each[name]))
