@@ -2,8 +2,8 @@
 
 One step of one picture, a canvas of 128 px, both sides with their default transforms, the same allocator and the whole
 machine: lucent with a thread a core in each operation, as torch has it; ours, as the stage does, with a batch beside
-another on each core. lucent runs its whole network at 224 px whatever the canvas; ours runs the truncated, folded one at
-the same 224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better
+another on each core. lucent runs its whole network at 224 px whatever the canvas; ours the truncated, folded one at the
+same 224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). Each side has its better
 batch: lucent's of 1 or 8, ours of 16. "bare" is the same truncated, folded network, run the same way on ready pictures
 of those sizes: forward, the channel's mean, backward to the pictures; nothing moves or is parameterized.
 
@@ -137,7 +137,8 @@ def main(quick: bool, json_file: str | None, network: str | None) -> None:
         for ours, theirs in layers:
             _compare(report, ratios, model, ours, theirs, rounds, steps)
     report.notes.append(
-        f"canvas {CANVAS} px, batch {BATCH} on each of {CORES} cores, steps after the first 16; lucent: the better of batch 1 and 8"
+        f"canvas {CANVAS} px; ours: a batch of {BATCH} on each of {CORES} cores, steps after the first 16; "
+        "lucent: the better of batch 1 and 8"
     )
     report.bars = [
         Bar("lucent / ours, the same network input, mean", statistics.mean(ratios["model"]), 3.5, at_least=True),
