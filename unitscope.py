@@ -17,7 +17,7 @@ COMMANDS = {
     "plan": ("pipeline.cli", "What a run would do: stages, shards, bytes and hours."),
     "pack": ("pipeline.cli", "Decode and resize pictures once, for many models to scan."),
     "layers": ("pipeline.cli", "Layers and units of a model, without weights or data."),
-    "render": ("pipeline.cli", "A feature visualization of one unit: Lucid in a shell."),
+    "render": ("pipeline.rendering", "A feature visualization of one unit: Lucid in a shell."),
     "repair": ("pipeline.cli", "Run again exactly the shards whose files are damaged."),
     "status": ("store.cli", "Runs of a store, shards done, rejected images."),
     "verify": ("store.cli", "Check every file of a store against its digest."),

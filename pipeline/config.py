@@ -64,10 +64,11 @@ class VisualizeConfig:
     size: int = 128
     input: str = "canvas"
     steps: int = 512
-    batch: int = 8
+    batch: int = 16  # on one thread torch has a faster 1 x 1 convolution from 16 on
     parameterization: str = "fft"
+    color: str = "decorrelated"
     transforms: str = "default"
-    learning_rate: float = 0.05
+    learning_rate: float = 0.0  # 0 = the parameterization's own: 0.05, of cppn 0.005, of maco 1
     seed: int = 0
     shard_size: int = 64  # pictures a shard, on average over layers: fewer where a step costs more
 
@@ -97,10 +98,11 @@ CHOICES = {
     ("compute", "device"): ("auto", "cpu", "cuda"),
     ("compute", "precision"): ("float32", "bfloat16", "float16"),
     ("visualize", "input"): ("canvas", "model"),
-    ("visualize", "kinds"): ("channel", "neuron"),
+    ("visualize", "kinds"): ("channel", "neuron", "diversity", "deepdream"),
     ("visualize", "directions"): ("positive", "negative"),
-    ("visualize", "parameterization"): ("fft", "pixel"),
-    ("visualize", "transforms"): ("default", "none"),
+    ("visualize", "parameterization"): ("fft", "pixel", "laplacian_pyramid", "shared", "cppn", "maco"),
+    ("visualize", "color"): ("decorrelated", "plain", "grayscale"),
+    ("visualize", "transforms"): ("default", "none", "crop", "maco"),
 }
 AT_LEAST_ONE = {
     ("calibrate", "images"), ("scan", "topk"), ("scan", "batch_size"), ("scan", "shard_size"), ("examples", "count"),
@@ -179,8 +181,6 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         least = 1 if key in AT_LEAST_ONE else 0
         if isinstance(one, (int, float)) and one < least:
             raise UsageError(f"{where} = {one!r}: expected at least {least}")
-    if key == ("visualize", "learning_rate") and value == 0:
-        raise UsageError(f"{where} = 0: expected a number above 0")
     if key in (("scan", "topk"), ("scan", "lowest")) and value > 32_767:
         raise UsageError(f"{where} = {value!r}: expected at most 32767; the dense record holds the rest")
     if key == ("visualize", "size") and value < 16:

@@ -11,11 +11,10 @@ import numpy as np
 from pipeline.data.decode import BadImageError, open_image
 from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
-from pipeline.featurevis import Picture, Renderer
+from pipeline.featurevis import Picture, Renderer, memory
 from pipeline.job import Job, Stage
 from pipeline.machine import set_up
 from pipeline.stages import STAGES, visualize
-from pipeline.stages.sizing import shard_sizes
 from pipeline.stages.visualize import pictures_planned
 from store import layout
 from store.errors import UsageError
@@ -64,6 +63,7 @@ def make_plan(job: Job) -> str:
         "",
         f"store     {_bytes(store)}; partials, until they are folded, {_bytes(partials)}",
         f"measured  {1 / rates.image:.0f} pictures/s, {1 / rates.render_step:.0f} visualization steps/s",
+        _batch_line(job),
     ]
     return "\n".join(lines)
 
@@ -109,10 +109,7 @@ def _planned(job: Job, stage: str, images: int) -> str:
     if stage == "fold":
         return str(layers + -(-images // layout.BLOCK) + 1)
     if stage == "visualize":
-        v = job.config.visualize
-        sizes = shard_sizes(job)
-        pictures = {x.name: min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized}
-        return f"to {sum(-(-p // sizes[x]) for x, p in pictures.items()) * len(v.kinds) * len(v.directions) + 1}"
+        return f"to {visualize.shards_planned(job)}"
     return f"to {-(-images // size) + (1 if stage == 'examples' else 0)}"
 
 
@@ -156,6 +153,18 @@ def _render_seconds(job: Job) -> float:
         quick.render([Picture(0)], on_step=lambda *_, times=times: times.append(time.perf_counter()))
         seconds.append((times[-1] - times[0]) / (len(times) - 1) / chosen.batch)
     return sum(seconds) / len(seconds)
+
+
+def _batch_line(job: Job) -> str:
+    """What a batch of visualizations takes, and the batch that memory allows."""
+    layer = max(job.visualized, key=lambda x: [y.name for y in job.layers].index(x.name))
+    one = memory.bytes_of_a_picture(Renderer(job.model, layer, visualize.settings(job, batch=1)))
+    chosen, side_by_side = job.config.visualize.batch, job.streams * job.config.compute.workers
+    most = memory.proposed_batch(one * side_by_side, memory.available(job.device))
+    return (
+        f"visualize a batch of {chosen} takes {_bytes(one * chosen)} (of {layer.name}), {side_by_side} at a time: "
+        f"memory allows a batch of {most}"
+    )
 
 
 def _reaches_output(job: Job) -> bool:

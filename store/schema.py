@@ -163,19 +163,23 @@ NEIGHBORS = Table("neighbors", "units whose per-image maxima go together, within
     _f("correlation", "float32", "Pearson over per-image maxima; dead units have no rows"),
 ))  # fmt: skip
 VISUALIZATIONS = Table("visualizations", "one row a feature visualization", (
-    MODEL, DATASET, LAYER, CHANNEL,
-    _f("kind", "name", "channel, neuron, ..."),
+    MODEL, DATASET, LAYER,
+    _f("channel", "int32", "the unit's channel in its layer, from 0; -1 where the picture is of the whole layer"),
+    _f("kind", "name", "channel, neuron (one position, the centre), diversity (several that differ) or deepdream"),
     _f("direction", "name", "positive or negative"),
     _f("repeat", "int16", "0, 1, ... for several pictures of one unit"),
     _f("objective", "text", "the objective in Lucid's notation"),
     _f("size", "int32", "pixels of the canvas"),
     _f("steps", "int32", "optimisation steps"),
+    _f("input", "name", "what the network saw: the canvas at its own size, or resized to the model's input"),
     _f("value", "float32", "the objective on the final picture, at the model's input size, without transforms"),
+    _f("value_transformed", "float32", "its mean over eight fresh draws of the transforms, at that size too"),
     _f("value_vs_best_example", "float32", "value over the best natural example's (before a clip); NULL where that is "
        "<= 0", null=True),
     _f("rank_in_layer", "int32", "the unit's place among its layer's units on its own picture (1 is specific); NULL "
-       "for negative pictures", null=True),
-    _f("beats_median", "bool", "whether the picture fires the unit more than its median image does"),
+       "for negative pictures and whole layers", null=True),
+    _f("beats_median", "bool", "whether the picture fires the unit more than its median image does; a layer, than the "
+       "median of 32 images"),
     _f("h5_file", "text", "relative to the store"),
     _f("h5_dataset", "text", "uint8 [n, size, size, 3]"),
     _f("h5_index", "int32", "row in the dataset"),

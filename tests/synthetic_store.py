@@ -363,7 +363,8 @@ def _visualize(made: Synthetic) -> None:
     columns: dict[str, Any] = {
         "model": made.model, "dataset": made.dataset, "layer": layer.name, "channel": [c for c, _ in pairs],
         "kind": "channel", "direction": [d for _, d in pairs], "repeat": [0] * count, "objective": "channel",
-        "size": [16] * count, "steps": [8] * count, "value": np.linspace(1, 2, count),
+        "size": [16] * count, "steps": [8] * count, "input": "canvas", "value": np.linspace(1, 2, count),
+        "value_transformed": np.linspace(1, 2, count),
         "value_vs_best_example": np.full(count, 1.25), "rank_in_layer": [1] * count, "beats_median": [True] * count,
         "h5_file": file, "h5_dataset": "images", "h5_index": list(range(count)),
     }  # fmt: skip

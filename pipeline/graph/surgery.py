@@ -28,12 +28,13 @@ class _Tapped(nn.Module):
 
 
 class _AsNCHW(nn.Module):
-    def __init__(self, layer: Layer):
+    def __init__(self, layer: Layer, keep: bool):
         super().__init__()
         self.layer = layer
+        self.keep = keep  # a copy, which statements in place after this one leave alone
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer.to_nchw(x)
+        return self.layer.to_nchw(x.clone() if self.keep else x)
 
 
 def copied(module: fx.GraphModule) -> fx.GraphModule:
@@ -73,18 +74,24 @@ def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.G
     return fresh
 
 
-def truncated(module: fx.GraphModule, layer: Layer) -> fx.GraphModule:
-    """The network from its input to that layer's output as [N, C, H, W]; differentiable."""
-    _nodes_named(module, [layer.node])
+def truncated(module: fx.GraphModule, layers: Layer | Sequence[Layer]) -> fx.GraphModule:
+    """The network from its input to that layer's output as [N, C, H, W]; differentiable. Of several layers it gives a
+    tuple in their order, which no later statement in place overwrites."""
+    chosen = [layers] if isinstance(layers, Layer) else list(layers)
+    _nodes_named(module, {layer.node for layer in chosen})
     fresh = copied(module)
-    node = next(node for node in fresh.graph.nodes if node.name == layer.node)
+    nodes = {node.name: node for node in fresh.graph.nodes}
+    found: list[fx.Node] = []
+    for place, layer in enumerate(chosen):
+        node = nodes[layer.node]
+        if layer.layout.kind != "nchw" or len(chosen) > 1:
+            name = attach(fresh, f"nchw_{layer.node}_{place}", _AsNCHW(layer, len(chosen) > 1))
+            with fresh.graph.inserting_after(node):
+                node = fresh.graph.call_module(name, (node,))
+        found.append(node)
     output = next(reversed(fresh.graph.nodes))
-    if layer.layout.kind != "nchw":
-        name = attach(fresh, f"nchw_{layer.node}", _AsNCHW(layer))
-        with fresh.graph.inserting_after(node):
-            node = fresh.graph.call_module(name, (node,))
-    output.args = (node,)
-    _remove_unneeded(fresh, [node])
+    output.args = (found[0] if isinstance(layers, Layer) else tuple(found),)
+    _remove_unneeded(fresh, found)
     return fresh
 
 

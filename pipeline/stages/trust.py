@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from pipeline.job import Job
 from store import codes, hdf5, layout, parquet
 
 CANDIDATES = 10  # examples tried for the highest value before a clip: many sit at the clip itself
+SAMPLE = 32  # images that a picture of a whole layer is compared with
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,21 @@ class Judge:
         """images: uint8 [n, H, W, C] of the pictures."""
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.device).float() / 255
         x = self.job.model.preprocess.resized(x)
+        if kind == "deepdream":
+            energy = self._energy(x)
+            return [Trust(float("nan"), -1, bool(e > self._median_energy)) for e in energy]
         units = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
         measured = self._padded(x, lambda part: np.stack([
             getattr(self.job.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
         ], 1))  # fmt: skip
-        highest, values = measured[:, 0], measured[:, 1 if kind == "channel" else 0]
+        highest, values = measured[:, 0], measured[:, 0 if kind == "neuron" else 1]
         positive = pictures[0].direction == "positive"  # one for all: they are one group
         reached, best = self._open_values(x, kind, positive), self._best(pictures, kind, positive)
         judged = []
         for row, picture in enumerate(pictures):
             sign = 1 if positive else -1
             ratio = float(reached[row, picture.channel]) / best[row] if sign * best[row] > 0 else float("nan")
-            median = self._median(picture.channel, "mean" if kind == "channel" else "max")
+            median = self._median(picture.channel, "max" if kind == "neuron" else "mean")
             rank = self._rank(highest[row], picture.channel) if sign > 0 else -1
             judged.append(Trust(ratio, rank, sign * float(values[row, picture.channel]) > sign * median))
         return judged
@@ -84,7 +89,7 @@ class Judge:
             with torch.inference_mode():
                 found: Tensor = self._open(inputs)
             extreme = found.amax if positive else found.amin
-            values = found.double().mean((2, 3)) if kind == "channel" else extreme((2, 3))
+            values = extreme((2, 3)) if kind == "neuron" else found.double().mean((2, 3))
             return values.float().cpu().numpy()
 
         return self._padded(x, measure)
@@ -93,19 +98,40 @@ class Judge:
         """The highest value (lowest, for negative pictures) among natural examples, before the clip, a picture each."""
         chosen = [self._candidates(picture, kind) for picture in pictures]
         ids = np.unique(np.concatenate(chosen))
-        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
-        x = torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
-        values = self._open_values(x, kind, positive)
+        values = self._open_values(self._images(ids), kind, positive)
         found = []
         for picture, candidates in zip(pictures, chosen, strict=True):
             mine = values[np.searchsorted(ids, candidates), picture.channel]
             found.append(float(mine.max() if positive else mine.min()))
         return found
 
+    def _images(self, ids: NDArray[np.int64]) -> Tensor:
+        """Pictures of the dataset: float32 [n, C, H, W] in 0..1."""
+        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
+        return torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
+
+    def _energy(self, x: Tensor) -> NDArray[np.float32]:
+        """The mean square of all of the layer, what deepdream raises: float32 [n]."""
+
+        def measure(part: Tensor) -> NDArray[np.float32]:
+            inputs = self.job.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                found: Tensor = self._open(inputs)
+            return found.double().square().mean((1, 2, 3)).float().cpu().numpy()
+
+        return self._padded(x, measure)
+
+    @functools.cached_property
+    def _median_energy(self) -> float:
+        """Of the middle one of some images, evenly spread over the dataset."""
+        ids = self.job.accepted
+        chosen = ids[np.unique(np.linspace(0, len(ids) - 1, min(SAMPLE, len(ids))).astype(np.int64))]
+        return float(np.median(self._energy(self._images(chosen))))
+
     def _candidates(self, picture: Picture, kind: str) -> NDArray[np.int64]:
         ids = self.job.accepted
         positive = picture.direction == "positive"
-        if kind == "channel":
+        if kind != "neuron":
             row = self._mean_codes[picture.channel, ids]
             return ids[[row.argmax() if positive else row.argmin()]]
         return self._examples.get((picture.channel, "highest" if positive else "lowest"), ids[:1])

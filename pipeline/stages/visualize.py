@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.featurevis import Picture, Renderer, Rendering, Settings
+from pipeline.featurevis import Picture, Renderer, Settings, kinds
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
 from pipeline.stages.sizing import shard_sizes
-from pipeline.stages.trust import Judge, Trust
+from pipeline.stages.trust import Judge
 from pipeline.timing import phase
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record
 
-_TRUST = ("value", "value_vs_best_example", "rank_in_layer", "beats_median")
+# Columns of a partial's numbers; `canvas` is 1 where the network saw the canvas at its own size.
+_NUMBERS = ("value", "value_transformed", "value_vs_best_example", "rank_in_layer", "beats_median", "canvas")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,17 @@ class Group:
     kind: str
     direction: str
     pictures: tuple[Picture, ...]
+    together: int  # pictures that share a batch, whole
 
     @property
     def dataset(self) -> str:
         return f"{self.kind}/{self.direction}"
+
+    def batch(self, wanted: int) -> int:
+        """The wanted size, or the next that holds whole groups; no more than there are pictures of a whole layer."""
+        if self.kind == "deepdream":
+            return min(wanted, len(self.pictures))
+        return max(wanted // self.together, 1) * self.together
 
 
 def _groups(job: Job) -> list[Group]:
@@ -43,18 +51,29 @@ def _groups(job: Job) -> list[Group]:
     for layer in job.visualized:
         channels = living.get(layer.name, [])
         channels = channels[: v.units_per_layer] if v.units_per_layer else channels
-        for kind in v.kinds:
-            for direction in v.directions:
-                pictures = tuple(Picture(c, direction, r) for c in channels for r in range(v.repeats))
-                found.append(Group(layer, kind, direction, pictures))
-    return [group for group in found if group.pictures]
+        if channels:
+            found += [group for kind in v.kinds for group in _of_kind(job, layer, kind, channels)]
+    return found
+
+
+def _of_kind(job: Job, layer: Layer, kind: str, channels: Sequence[int]) -> list[Group]:
+    v = job.config.visualize
+    if kind == "deepdream":
+        pictures = tuple(Picture(kinds.WHOLE_LAYER, "positive", r) for r in range(v.repeats))
+        return [Group(layer, kind, "positive", pictures, 1)]
+    together = kinds.group_of(kind, v.repeats)
+    repeats = range(max(v.repeats, together))
+    return [
+        Group(layer, kind, direction, tuple(Picture(c, direction, r) for c in channels for r in repeats), together)
+        for direction in v.directions
+    ]
 
 
 def _phases(job: Job) -> list[list[Shard]]:
     shards = []
     sizes = shard_sizes(job)
     for number, group in enumerate(_groups(job)):
-        size = sizes[group.layer.name]
+        size = group.batch(sizes[group.layer.name])
         for first in range(0, len(group.pictures), size):
             last = min(first + size, len(group.pictures))
             shards.append(Shard(f"{number:04d}-{first:06d}", first, last, last - first, group.layer.name))
@@ -71,41 +90,53 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 def pictures_planned(job: Job) -> int:
     """Pictures the config asks for, dead units not yet taken off."""
+    return sum(len(group.pictures) for group in _groups_planned(job))
+
+
+def shards_planned(job: Job) -> int:
+    """Shards that they are cut into, the finishing one among them."""
+    sizes = shard_sizes(job)
+    return 1 + sum(-(-len(g.pictures) // g.batch(sizes[g.layer.name])) for g in _groups_planned(job))
+
+
+def _groups_planned(job: Job) -> list[Group]:
     v = job.config.visualize
-    units = sum(min(v.units_per_layer or layer.channels, layer.channels) for layer in job.visualized)
-    return units * len(v.kinds) * len(v.directions) * v.repeats
+    return [
+        group
+        for layer in job.visualized
+        for kind in v.kinds
+        for group in _of_kind(job, layer, kind, range(min(v.units_per_layer or layer.channels, layer.channels)))
+    ]
 
 
-def settings(job: Job, steps: int | None = None) -> Settings:
+def settings(job: Job, steps: int | None = None, batch: int | None = None) -> Settings:
     v = job.config.visualize
     return Settings(
-        size=v.size, steps=v.steps if steps is None else steps, batch=v.batch, learning_rate=v.learning_rate,
-        seed=v.seed, input=v.input,
-        parameterization=v.parameterization, transforms=v.transforms,
+        size=v.size, steps=v.steps if steps is None else steps, batch=batch or v.batch, learning_rate=v.learning_rate,
+        seed=v.seed, input=v.input, parameterization=v.parameterization, color=v.color, transforms=v.transforms,
+        precision=job.config.compute.precision,
     )  # fmt: skip
 
 
 def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     group = _groups(job)[int(shard.name.partition("-")[0])]
     job.model.network.to(job.device)
-    chosen = settings(job)
-    renderer, judge = Renderer(job.model, group.layer, chosen), Judge(job, group.layer)
-    starts = range(shard.first, shard.last, chosen.batch)
-    batches = [group.pictures[a : min(a + chosen.batch, shard.last)] for a in starts]
-
-    def render(pictures: tuple[Picture, ...]) -> tuple[Rendering, list[Trust]]:
+    size = group.batch(job.config.visualize.batch)
+    renderer = Renderer(job.model, kinds.layers_of(job.model, group.layer, group.kind), settings(job, batch=size))
+    judge = Judge(job, group.layer)
+    images, numbers = [], []
+    for first in range(shard.first, shard.last, size):
+        pictures = group.pictures[first : min(first + size, shard.last)]
         with phase("forward"):
-            done = renderer.render(pictures, group.kind)
-        with phase("reduce"):
-            return done, judge.judge(done.images, pictures, group.kind)
-
-    images, columns = [], []
-    for done, trust in map(render, batches):
+            done = renderer.render(pictures, group.kind, group.together)
         images.append(done.images)
-        for value, t in zip(done.values.tolist(), trust, strict=True):
-            columns.append([value, t.value_vs_best_example, t.rank_in_layer, t.beats_median])
-        advance(len(trust))
-    arrays = {"images": Array(np.concatenate(images)), "trust": Array(np.array(columns, np.float64))}
+        with phase("reduce"):
+            trust = judge.judge(done.images, pictures, group.kind)
+        for value, moved, t in zip(done.values.tolist(), done.transformed.tolist(), trust, strict=True):
+            ratio, rank, beats = t.value_vs_best_example, t.rank_in_layer, t.beats_median
+            numbers.append([value, moved, ratio, rank, beats, renderer.input == "canvas"])
+        advance(len(pictures))
+    arrays = {"images": Array(np.concatenate(images)), "numbers": Array(np.array(numbers, np.float64))}
     with job.publication("visualize", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.run, "visualize", f"{shard.name}.h5")), arrays)
         return out.commit()
@@ -115,16 +146,19 @@ def _finish(job: Job, shard: Shard) -> Record:
     v, run = job.config.visualize, job.run
     files: dict[str, dict[str, Array]] = {}
     rows: list[dict[str, object]] = []
+    numbers: list[NDArray[np.float64]] = []
     for number, group in enumerate(_groups(job)):
-        images, trust = _read(job, number)
+        images, its = _read(job, number)
         files.setdefault(group.layer.name, {})[group.dataset] = Array(_rgb(images), (1, *images.shape[1:3], 3))
+        numbers.append(its)
+        layers = kinds.layers_of(job.model, group.layer, group.kind)
         rows += [
             {
                 "layer": group.layer.name, "channel": picture.channel, "kind": group.kind,
                 "direction": group.direction, "repeat": picture.repeat,
-                "objective": f"{group.kind}({group.layer.name}:{picture.channel})",
+                "objective": kinds.described(group.kind, layers, picture.channel),
                 "h5_file": layout.visualizations(run, group.layer.name), "h5_dataset": group.dataset, "h5_index": i,
-            } | dict(zip(_TRUST, trust[i].tolist(), strict=True))
+            }
             for i, picture in enumerate(group.pictures)
         ]  # fmt: skip
     columns: dict[str, object] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -132,14 +166,23 @@ def _finish(job: Job, shard: Shard) -> Record:
         for layer, arrays in files.items():
             hdf5.write(out.path(layout.visualizations(run, layer)), arrays)
         if rows:
-            ranks = [int(float(str(r))) for r in columns["rank_in_layer"]]  # type: ignore[attr-defined]
-            parquet.write_columns(out.path(layout.table(run, "visualizations")), schema.VISUALIZATIONS, columns | {
-                "model": job.model.name, "dataset": job.dataset, "size": v.size, "steps": v.steps,
-                "value_vs_best_example": np.array(columns["value_vs_best_example"], np.float32),
-                "rank_in_layer": [r if r > 0 else None for r in ranks],
-                "beats_median": [bool(b) for b in columns["beats_median"]],  # type: ignore[attr-defined]
-            })  # fmt: skip
+            table = out.path(layout.table(run, "visualizations"))
+            same = {"model": job.model.name, "dataset": job.dataset, "size": v.size, "steps": v.steps}
+            parquet.write_columns(table, schema.VISUALIZATIONS, columns | same | _typed(np.concatenate(numbers)))
         return out.commit({"pictures": len(rows)})
+
+
+def _typed(numbers: NDArray[np.float64]) -> dict[str, object]:
+    """The columns of the table that partials hold as numbers."""
+    found = dict(zip(_NUMBERS, numbers.T, strict=True))
+    return {
+        "value": found["value"].astype(np.float32),
+        "value_transformed": found["value_transformed"].astype(np.float32),
+        "value_vs_best_example": found["value_vs_best_example"].astype(np.float32),
+        "rank_in_layer": [int(rank) if rank > 0 else None for rank in found["rank_in_layer"]],
+        "beats_median": found["beats_median"] > 0,
+        "input": ["canvas" if canvas else "model" for canvas in found["canvas"]],
+    }
 
 
 def _read(job: Job, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -148,7 +191,7 @@ def _read(job: Job, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]
             if shard.startswith(f"{number:04d}-"):
                 yield hdf5.read(job.root / layout.partial(job.run, "visualize", f"{shard}.h5"), name)
 
-    return np.concatenate(list(parts("images"))), np.concatenate(list(parts("trust")))
+    return np.concatenate(list(parts("images"))), np.concatenate(list(parts("numbers")))
 
 
 def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

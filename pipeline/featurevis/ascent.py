@@ -1,0 +1,132 @@
+"""One batch of pictures on its way: an optimizer changes what a parameterization holds until an objective is high."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .objectives import INPUT, Activations, Objective
+from .settings import Settings
+from .subnetwork import Subnetwork
+from .transforms import compose, composed
+
+FRESH = 8  # draws of the transforms that a finished picture is judged under
+HALF_SCALE = 4096.0  # of a float16 network's gradients, most of which would be zero
+OnStep = Callable[[int, Tensor], None]  # the step from 0; the objective of each picture [n], before that step
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """`images` uint8 [n, H, W, C]; `values` float32 [n]: the objective on the pictures as stored, without transforms,
+    at the model's own input size; `transformed` float32 [n]: its mean over fresh draws of the transforms, at that size
+    too; `input`: what the network saw meanwhile, "canvas" or "model"; `snapshots` uint8 [thresholds, n, H, W, C]."""
+
+    images: Pixels
+    values: NDArray[np.float32]
+    transformed: NDArray[np.float32]
+    input: str
+    snapshots: Pixels
+
+    def first(self, n: int) -> Rendering:
+        return Rendering(self.images[:n], self.values[:n], self.transformed[:n], self.input, self.snapshots[:, :n])
+
+
+class Ascent:
+    """A batch of pictures of one objective. `step` moves them up once; `finished` stores and judges them."""
+
+    def __init__(
+        self,
+        network: Subnetwork,
+        settings: Settings,
+        sees: str,
+        objective: Objective,
+        starts: Sequence[tuple[Any, ...]],
+        group: int = 1,
+        references: Tensor | None = None,
+    ):
+        """`starts` name each picture's random start; `sees`: "canvas" or "model", the size the network runs at;
+        `references`: pictures [m, C, h, w] in 0..1 that are moved likewise and compared with."""
+        self.network, self.settings, self.sees, self.objective = network, settings, sees, objective
+        self.references = None if references is None else references.to(network.device)
+        generators = [_generator(settings.seed, *start) for start in starts]
+        self.image = settings.parameterize(generators, network.channels, group, network.device)
+        self.optimizer = settings.optimize(self.image)
+        self.steps = 0
+
+    def step(self, measured: Objective | None = None) -> Tensor:
+        """Moves the pictures up once. Returns the objective, or what is `measured`, before that: [n]."""
+        seen = self._seen(self.image())
+        values = self.objective(seen)
+        self._set_gradients(values.sum())
+        if measured is not None and measured is not self.objective:
+            with torch.no_grad():
+                values = measured(seen)
+        del seen  # its memory is free before the optimizer takes some
+        self.optimizer.step()
+        self.steps += 1
+        return values.detach()
+
+    def pixels(self) -> Pixels:
+        """The pictures as they are now: uint8 [n, H, W, C]."""
+        stored = (self.image().detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return stored.cpu().numpy()
+
+    @torch.no_grad()
+    def finished(self, measured: Objective, snapshots: Sequence[Pixels] = ()) -> Rendering:
+        images = self.pixels()
+        x = torch.from_numpy(images).to(self.network.device).permute(0, 3, 1, 2).float() / 255
+        values = measured(self._judged(x, composed if self.settings.alpha else _same))
+        keys = [(self.settings.seed, 1, draw) for draw in range(FRESH if self.settings.chain else 0)]
+        fresh = [measured(self._judged(x, functools.partial(self._drawn, key=key))) for key in keys]
+        mean = torch.stack(fresh).mean(0) if fresh else values
+        kept = np.stack(snapshots) if snapshots else np.zeros((0, *images.shape), np.uint8)
+        return Rendering(images, values.float().cpu().numpy(), mean.float().cpu().numpy(), self.sees, kept)
+
+    def _set_gradients(self, total: Tensor) -> None:
+        scale = HALF_SCALE if self.settings.precision == "float16" else 1.0
+        found = torch.autograd.grad(total * -scale, self.image.parameters)
+        for parameter, gradient in zip(self.image.parameters, found, strict=True):
+            parameter.grad = gradient if scale == 1 else gradient / scale
+
+    def _seen(self, x: Tensor) -> Activations:
+        """What the objective sees in this step: everything moved by the step's draw."""
+        redirect, key = self.steps < self.settings.redirected, (self.settings.seed, self.steps)
+        found = self.network(self._fitted(self._drawn(x, key)), redirect)
+        compared: dict[str, Tensor] = {}
+        if self.references is not None:
+            with torch.no_grad():
+                its = self.network(self._fitted(self._drawn(self.references, key)))
+            compared = {INPUT: self.references, **its}
+        return Activations({INPUT: x, **found}, compared, self.network.labels)
+
+    def _judged(self, x: Tensor, move: Callable[[Tensor], Tensor]) -> Activations:
+        """What a finished picture gives at the model's input size."""
+        resized = self.network.preprocess.resized
+        found, compared = self.network(resized(move(x))), {}
+        if self.references is not None:
+            compared = {INPUT: self.references, **self.network(resized(move(self.references)))}
+        return Activations({INPUT: x, **found}, compared, self.network.labels)
+
+    def _drawn(self, x: Tensor, key: tuple[int, ...]) -> Tensor:
+        return compose(self.settings.chain, x, np.random.default_rng(key))
+
+    def _fitted(self, x: Tensor) -> Tensor:
+        return self.network.preprocess.resized(x) if self.sees == "model" else x
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _generator(*key: Any) -> torch.Generator:
+    digest = hashlib.sha256("\0".join(str(part) for part in key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

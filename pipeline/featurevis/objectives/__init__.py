@@ -1,0 +1,23 @@
+"""Objectives: what a picture is optimized for. Add, subtract and scale them: `channel("a", 3) - 1e-3 * L1()`."""
+
+from .batches import alignment, diversity
+from .directions import direction, direction_cossim, direction_neuron, dot_compare, tensor_direction
+from .notation import as_objective
+from .objective import INPUT, Activations, Objective
+from .penalties import (
+    L1,
+    L2,
+    blur_alpha_each_step,
+    blur_input_each_step,
+    input_diff,
+    penalize_boundary_complexity,
+    total_variation,
+)
+from .units import Channels, channel, channel_interpolate, class_logit, deepdream, neuron, parse
+
+__all__ = [
+    "INPUT", "L1", "L2", "Activations", "Channels", "Objective", "alignment", "as_objective", "blur_alpha_each_step",
+    "blur_input_each_step", "channel", "channel_interpolate", "class_logit", "deepdream", "direction",
+    "direction_cossim", "direction_neuron", "diversity", "dot_compare", "input_diff", "neuron", "parse",
+    "penalize_boundary_complexity", "tensor_direction", "total_variation",
+]  # fmt: skip

