@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/unitscope run configs/demo.toml
@@ -22,6 +22,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/results.py $(BENCH)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
