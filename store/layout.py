@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FORMAT_VERSION = 1
 BLOCK = 65_536  # images in one file of the image-major dense record
+IMAGE_CHUNK = (16, 4096)  # images and units of one of its chunks
 
 MANIFEST = "manifest.json"
 COMMITS = "commits"

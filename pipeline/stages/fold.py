@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline import config as configs
 from pipeline.job import Job, Shard, Stage
@@ -37,6 +38,11 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     partials = ScanPartials(job)
     if not len(partials.ids):
         raise UsageError(f"{job.run}: no picture could be decoded, there is nothing to fold")
+    return fold_shard(job, partials, shard, advance)
+
+
+def fold_shard(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
+    """Folds one layer, one block of images, or the rest, whatever the partials are read from."""
     if shard.name == "finish":
         record = _finish(job, partials, shard)
     elif shard.layer:
@@ -66,7 +72,7 @@ def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callabl
             parquet.write(path, table, _join(table, names, pieces))
         path = out.path(layout.tail_by_unit(run, layer.name))
         parquet.write(path, schema.TAIL, _join(schema.TAIL, names, result.tail))
-        _write_arrays(job, out, shard, result)
+        _write_arrays(job, out, shard, result, partials.ids)
         return out.commit()
 
 
@@ -74,14 +80,14 @@ def _join(table: Table, names: Columns, pieces: Sequence[Columns]) -> pa.Table:
     return pa.concat_tables([parquet.to_arrow(table, names | piece) for piece in pieces]).unify_dictionaries()
 
 
-def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult) -> None:
+def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult, ids: NDArray[np.int64]) -> None:
     images = len(job.images)
     dense = {}
     for name, blocks in result.codes.items():
         coded = np.concatenate(blocks, axis=1)
         full = np.zeros((coded.shape[1], images), np.uint8)  # rejected pictures keep code 0
-        full[:, ScanPartials(job).ids] = coded.T
-        dense[name] = Array(full, (1, layout.BLOCK), "gzip")
+        full[:, ids] = coded.T
+        dense[name] = Array(full, (1, layout.BLOCK), "huffman")
     hdf5.write(out.path(layout.codes_by_unit(job.run, shard.layer)), dense)
     arrays = {name: Array(np.concatenate(pieces)) for name, pieces in result.edges.items()}
     offsets = np.cumsum([0, *(int(n) for s in result.sketches for n in np.diff(s.offsets))])
@@ -102,7 +108,7 @@ def _fold_block(job: Job, shard: Shard) -> Record:
             for place, layer in enumerate(job.layers):
                 with hdf5.reading(job.root / layout.codes_by_unit(job.run, layer.name)) as file:
                     data[:, job.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
-            arrays[name] = Array(data, (16, units), "gzip")
+            arrays[name] = Array(data, layout.IMAGE_CHUNK, "huffman")
         hdf5.write(out.path(layout.codes_by_image(job.run, block)), arrays)
         tails = []
         for layer in job.layers:

@@ -189,9 +189,9 @@ def _class_stats(block: _Block, classes: Classes) -> Columns:
 
 
 def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
-    for name, values in (("max", block.values), ("mean", block.means)):
+    for name, values, resolution in (("max", block.values, codes.MAX), ("mean", block.means, codes.MEAN)):
         ordered = block.ordered if name == "max" else np.sort(values, axis=0)
-        edge = codes.edges_of_sorted(ordered, layer.signed)
+        edge = codes.edges_of_sorted(ordered, layer.signed, resolution)
         coded = codes.encode(values, edge)
         counts, means = codes.counts_and_means(values, coded)
         result.codes[name].append(coded)
