@@ -112,18 +112,22 @@ def find_layer(run: Run, name: str) -> Layer:
     return run.by_name[name]
 
 
-def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.int64]:
-    """Rising places of the units in the layers that match; all without globs."""
-    if globs is None:
-        return np.arange(run.units)
+def find_layers(run: Run, globs: str | Sequence[str]) -> list[Layer]:
+    """The layers that match, in order."""
     chosen: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
         found = [name for name in run.by_name if name == glob or fnmatch.fnmatchcase(name, glob)]
         if not found:
             raise unknown("layer", glob, run.by_name)
         chosen.update(found)
-    parts = [np.arange(layer.start, layer.stop) for layer in run.layers if layer.name in chosen]
-    return np.concatenate(parts)
+    return [layer for layer in run.layers if layer.name in chosen]
+
+
+def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.int64]:
+    """Rising places of the units in the layers that match; all without globs."""
+    if globs is None:
+        return np.arange(run.units)
+    return np.concatenate([np.arange(layer.start, layer.stop) for layer in find_layers(run, globs)])
 
 
 def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:

@@ -124,15 +124,21 @@ class Scope:
         return image_units.as_frame(run, row, run.z(row.value, row.units))
 
     def similar_units(
-        self, unit: str, k: int = 10, layer: str | None = None, model: str | None = None, dataset: str | None = None
+        self,
+        unit: str,
+        k: int = 10,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
     ) -> pd.DataFrame:
         """Units whose per-image maxima correlate most with this unit's: model, layer, channel, rank, correlation, n.
 
-        Within the unit's own layer, or within `layer`.
+        Within the unit's own layer, or the layers of the globs `layer` ("*": all). Of more units than can be compared
+        at once, those are that correlate most over 4,096 images.
         """
         _positive(k)
         found = self._unit(unit, model, dataset)
-        within = None if layer is None else names.find_layer(found.run, layer)
+        within = None if layer is None else names.find_layers(found.run, layer)
         return similarity.similar_units(self._dense_of(found), found, k, within)
 
     def similar_images(
@@ -144,9 +150,10 @@ class Scope:
         dense, within = self._dense[run.name], names.find_layer(run, layer)
         if isinstance(found, Path):
             values = self._probe(run).row(found, np.arange(within.start, within.stop)).value
-            return similarity.similar_images(dense, within, k, None, values)
-        values = dense.layer_maxima(within, slice(found, found + 1))[:, 0]
-        return similarity.similar_images(dense, within, k, found, values)
+            z = similarity.standing(dense, within, values)
+            return similarity.similar_images(dense, within, k, None, z)
+        z = similarity.standing_of(dense, within, found)
+        return similarity.similar_images(dense, within, k, found, z)
 
     def both(
         self,
@@ -208,6 +215,8 @@ class Scope:
         return contact_sheet(self._dense_of(found), found)
 
     def close(self) -> None:
+        for dense in self._dense.values():
+            dense.close()
         self._database.close()
 
     def __enter__(self) -> Scope:

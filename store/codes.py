@@ -12,12 +12,14 @@ upper quartile, which is where a saturating unit varies: its correlations were o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 CODES = 256
+SAMPLE = 4096  # images over which a unit is compared with all others first
 _LOWEST = 2.0**-4  # shares of images at the lower end with steps of their own, one an octave
 _BULK_FROM = 2.0**-10  # steps of the value begin above this share of the images
 
@@ -34,11 +36,11 @@ class Resolution:
     few: float = 5e-4
 
     def step_of(self, images: int) -> float:
-        return min(self.step, self.few * images**0.5)
+        return min(self.step, self.few * math.sqrt(images))
 
 
 MAX = Resolution(octave=6, step=0.15)  # correlations come from it
-MEAN = Resolution(octave=3, step=0.5)
+MEAN = Resolution(octave=3, step=0.5, few=5e-3)
 
 
 def edges(values: Floats, signed: bool, resolution: Resolution = MAX) -> Floats:
@@ -80,6 +82,25 @@ def counts_and_means(values: Floats, codes: NDArray[np.uint8]) -> tuple[NDArray[
         counts[channel] = count
         means[channel] = np.divide(total, count, out=np.zeros(CODES), where=count > 0)
     return counts, means
+
+
+def sample(images: int) -> NDArray[np.int64]:
+    """Which of the accepted images the store's sample of the record holds: their places, evenly spread, int64 [n]."""
+    return np.unique(np.linspace(0, images - 1, min(SAMPLE, images)).astype(np.int64))
+
+
+def moments(counts: NDArray[np.int64], means: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation over images of decoded values, float64 [C], from counts and means [C, 256]."""
+    n = np.maximum(counts.sum(axis=1), 1)
+    mean = (counts * means.astype(np.float64)).sum(1) / n
+    return mean, np.sqrt((counts * (means - mean[:, None]) ** 2).sum(1) / n)
+
+
+def standardized(counts: NDArray[np.int64], means: Floats) -> Floats:
+    """(decoded value - mean) / deviation of each unit and code, float32 [C, 256]; 0 for a unit that never varies."""
+    mean, deviation = (moment[:, None] for moment in moments(counts, means))
+    z = np.divide(means - mean, deviation, out=np.zeros(means.shape), where=deviation > 0)
+    return z.astype(np.float32)
 
 
 def reaching(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -61,7 +61,7 @@ def _write_chunks(dataset: h5py.Dataset, data: NDArray[Any]) -> None:
             whole[tuple(slice(0, size) for size in part.shape)] = part
             part = whole
         packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY)
-        packed = packer.compress(np.ascontiguousarray(part)) + packer.flush()
+        packed = packer.compress(part.tobytes()) + packer.flush()
         dataset.id.write_direct_chunk(corner, packed + fletcher32(packed).to_bytes(4, "little"))
 
 
@@ -87,14 +87,18 @@ def _default_chunks(data: NDArray[Any]) -> tuple[int, ...]:
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
     """Opens a file for reading without a lock; a damaged one is a UsageError."""
+    with opened(path) as file:
+        yield file
+
+
+def opened(path: Path) -> h5py.File:
+    """The same, for the caller to close."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be opened as HDF5 ({error}): run `unitscope verify` and `unitscope repair`"
         ) from error
-    with file:
-        yield file
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -135,7 +135,7 @@ def test_huffman_chunks_read_back_and_damage_is_noticed(tmp_path: Path, shape: t
     body = bytearray(path.read_bytes())
     body[chunk.byte_offset + chunk.size // 2] ^= 1
     path.write_bytes(bytes(body))
-    with h5py.File(path) as file, pytest.raises(OSError, match="filter|checksum|read"):
+    with h5py.File(path) as file, pytest.raises(OSError, match="read"):
         file["a/max"][()]
 
 

@@ -16,7 +16,9 @@ from pipeline.receptive import boxes
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
 from pipeline.stages.partials import ScanPartials
-from store import hdf5, layout, parquet, schema
+from pipeline.statistics import components
+from pipeline.statistics.components import Components
+from store import codes, hdf5, layout, parquet, schema
 from store.errors import UsageError
 from store.hdf5 import Array
 from store.publish import Publication, Record
@@ -94,11 +96,15 @@ def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult,
     arrays["sketch/offsets"] = Array(offsets.astype(np.int64))
     arrays["sketch/bins"] = Array(np.concatenate([s.bins for s in result.sketches]))
     arrays["sketch/counts"] = Array(np.concatenate([s.counts for s in result.sketches]))
+    if result.components is not None:
+        arrays["directions"] = Array(result.components.directions)
+        arrays["deviations"] = Array(result.components.deviations)
+    arrays["sample"] = Array(np.concatenate(result.codes["max"], axis=1)[codes.sample(len(ids))].T)
     hdf5.write(out.path(layout.partial(job.run, "fold", f"{shard.name}.h5")), arrays)
 
 
 def _fold_block(job: Job, shard: Shard) -> Record:
-    """The image-major copies of the dense record and of the tail, for one range of image ids."""
+    """The image-major copies of the dense record and of the tail, and where images lie, for one range of image ids."""
     block, count = shard.first // layout.BLOCK, shard.last - shard.first
     units = int(job.units.offsets[-1])
     with job.publication("fold", shard.name) as out:
@@ -108,8 +114,9 @@ def _fold_block(job: Job, shard: Shard) -> Record:
             for place, layer in enumerate(job.layers):
                 with hdf5.reading(job.root / layout.codes_by_unit(job.run, layer.name)) as file:
                     data[:, job.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
-            arrays[name] = Array(data, layout.IMAGE_CHUNK, "huffman")
+            arrays[name] = Array(data, layout.image_chunk(units), "huffman")
         hdf5.write(out.path(layout.codes_by_image(job.run, block)), arrays)
+        hdf5.write(out.path(layout.coordinates(job.run, block)), _coordinates(job, arrays["max"].data))
         tails = []
         for layer in job.layers:
             tail = parquet.read(job.root / layout.tail_by_unit(job.run, layer.name))
@@ -122,6 +129,19 @@ def _fold_block(job: Job, shard: Shard) -> Record:
         return out.commit()
 
 
+def _coordinates(job: Job, data: NDArray[np.uint8]) -> dict[str, Array]:
+    """Each image's place among the layer's principal components, from its codes [n, U]."""
+    arrays: dict[str, Array] = {}
+    for place, layer in enumerate(job.layers):
+        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{place:04d}.h5")) as file:
+            book = {key: hdf5.dataset(file, f"max/{key}")[()] for key in ("counts", "means")}
+            found = Components(hdf5.dataset(file, "directions")[()], hdf5.dataset(file, "deviations")[()])
+        standard = codes.standardized(**book)
+        near, length = components.coordinates(data[:, job.units.slice(place)], standard, found)
+        arrays[f"{layer.name}/coordinates"], arrays[f"{layer.name}/lengths"] = Array(near), Array(length)
+    return arrays
+
+
 def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
     run, names = job.run, {"model": job.model.name, "dataset": job.dataset}
     with job.publication("fold", shard.name) as out:
@@ -131,7 +151,11 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
                 for i in range(len(job.layers))
             ]
             path = out.path(layout.table(run, table.name))
-            parquet.write(path, table, pa.concat_tables(parts).unify_dictionaries())
+            merged = pa.concat_tables(parts).unify_dictionaries()
+            parquet.write(path, table, merged)
+            if table is schema.CLASS_STATS:
+                order = np.argsort(merged["class_index"].to_numpy(), kind="stable")
+                parquet.write(out.path(layout.class_stats_by_class(run)), table, merged.take(order))
         for table, columns in description_tables(job).items():
             parquet.write_columns(out.path(layout.table(run, table.name)), table, columns)
         parquet.write_columns(out.path(layout.table(run, "rejected_images")), schema.REJECTED, names | {
@@ -139,6 +163,7 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
         })  # fmt: skip
         _write_predictions(job, partials, out, names)
         _write_edges_and_sketches(job, out)
+        _write_comparison(job, out)
         out.path(layout.config(run)).write_text(configs.to_toml(job.keys))
         return out.commit({"images": len(partials.ids), "rejected": len(partials.rejected)})
 
@@ -171,6 +196,20 @@ def _write_edges_and_sketches(job: Job, out: Publication) -> None:
                 sketches[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, f"sketch/{key}")[()], None, "gzip")
     hdf5.write(out.path(layout.array(job.run, "codes")), edges)
     hdf5.write(out.path(layout.array(job.run, "sketches")), sketches)
+
+
+def _write_comparison(job: Job, out: Publication) -> None:
+    """What finds like units and like images first: a sample of the record, and the layers' principal components."""
+    arrays: dict[str, Array] = {}
+    samples = []
+    for i, layer in enumerate(job.layers):
+        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{i:04d}.h5")) as file:
+            for key in ("directions", "deviations"):
+                arrays[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, key)[()])
+            samples.append(hdf5.dataset(file, "sample")[()])
+    hdf5.write(out.path(layout.array(job.run, "components")), arrays)
+    sample = {"max": Array(np.concatenate(samples), (64, codes.SAMPLE), "huffman")}
+    hdf5.write(out.path(layout.array(job.run, "sample")), sample)
 
 
 STAGE = Stage("fold", "unit", _phases, _run, side_by_side=True)
