@@ -23,6 +23,7 @@ COMMANDS = {
     "top-units": ("query.cli", "Which units fire most on this image?"),
     "top-images": ("query.cli", "Which images fire this unit most?"),
     "similar": ("query.cli", "Units like a unit, or images like an image."),
+    "ask": ("query.ask", "The other named questions: both, separating-units, compare, ..."),
     "unit": ("query.cli", "Everything known about one unit, with a contact sheet."),
 }
 

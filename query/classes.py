@@ -10,8 +10,8 @@ import pandas as pd
 from store import layout
 
 from .frames import unit_columns
-from .names import DatasetClass, units_of_layers
-from .run import Run
+from .names import units_of_layers
+from .run import DatasetClass, Run
 
 
 def units_for_class(

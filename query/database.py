@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Database:
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
         self.limits = limits
+        self._deadlines: list[float] = []
         self.connection = duckdb.connect(
             ":memory:",
             config={
@@ -130,6 +132,11 @@ class Database:
         """The package's own questions, under the same limits."""
         return self._fetch(query, parameters)
 
+    def expired(self) -> bool:
+        """Whether the time of every query now running is over."""
+        now = time.monotonic()
+        return bool(self._deadlines) and all(deadline <= now for deadline in tuple(self._deadlines))
+
     def _fetch(self, query: duckdb.Statement | str, parameters: Sequence[Any] | None) -> pa.Table:
         # A cursor of its own: a connection answers one query at a time. A relation is read in batches, so that an
         # answer too large is noticed before it fills the memory; a plain execute() collects all of it first.
@@ -137,6 +144,8 @@ class Database:
         timer = threading.Timer(self.limits.seconds, cursor.interrupt)
         timer.daemon = True
         timer.start()
+        deadline = time.monotonic() + self.limits.seconds
+        self._deadlines.append(deadline)
         try:
             with _explained("SQL", self.limits):
                 relation = cursor.sql(query, params=list(parameters) if parameters else None)
@@ -144,6 +153,7 @@ class Database:
                 return _plain_numbers(pa.Table.from_batches(_within(reader, self.limits.answer), reader.schema))
         finally:
             timer.cancel()
+            self._deadlines.remove(deadline)
             cursor.close()
 
     def close(self) -> None:

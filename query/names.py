@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from store.errors import UsageError
 
-from .run import Layer, Run
+from .run import DatasetClass, Layer, Run
 
 UNIT = re.compile(r"(?P<layer>.+):(?P<channel>\d+)")
 ImageName = int | str | os.PathLike[str]
@@ -39,13 +39,6 @@ class Unit:
     @property
     def place(self) -> int:
         return self.layer.start + self.channel
-
-
-@dataclass(frozen=True)
-class DatasetClass:
-    index: int
-    synset: str | None
-    label: str
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
@@ -154,10 +147,20 @@ def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
     raise _unknown_image(runs, text)
 
 
+def find_images(run: Run, images: ClassName | Sequence[ImageName]) -> NDArray[np.int64]:
+    """Accepted images: all of a class (index, synset or label), or those of a list, by image_id or path."""
+    if isinstance(images, (int, str)):
+        return run.images.of_class(find_class(run, images).index)
+    found = [find_image([run], image)[1] for image in images]
+    for image in found:
+        if isinstance(image, Path):
+            raise UsageError(f"{image}: sets of images are of the dataset; name them by image_id or path")
+    return np.array([image for image in found if not isinstance(image, Path)], np.int64)
+
+
 def find_class(run: Run, name: ClassName) -> DatasetClass:
     """A class of the dataset by index, synset or label (labels without regard to case)."""
-    rows = run.rows("classes", "class_index, synset, label", last="ORDER BY class_index").to_pylist()
-    classes = [DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows]
+    classes = run.classes
     if not classes:
         raise UsageError(f"dataset {run.dataset} has no classes")
     text = str(name)

@@ -55,13 +55,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class DatasetClass:
+    index: int
+    synset: str | None
+    label: str
+
+
+@dataclass(frozen=True)
 class UnitStatistics:
-    """Mean, standard deviation and maximum of the per-image maxima, float64 [U] in unit order; NaN where not known.
-    So are selectivity and top_class."""
+    """Columns of the table `units`, float64 [U] in unit order; NaN where not known."""
 
     max_mean: NDArray[np.float64]
     max_sd: NDArray[np.float64]
     maximum: NDArray[np.float64]
+    fraction_active: NDArray[np.float64]
+    saturated: NDArray[np.float64]
     selectivity: NDArray[np.float64]
     top_class: NDArray[np.float64]
     dead: NDArray[np.float64]
@@ -197,6 +205,12 @@ class Run:
         """(value - max_mean) / max_sd for values of these units; 0 for a unit that never varies."""
         mean, sd = self.statistics.max_mean[units], self.statistics.max_sd[units]
         return standardized(values, mean, sd)
+
+    @functools.cached_property
+    def classes(self) -> tuple[DatasetClass, ...]:
+        """The classes of the dataset, by index."""
+        rows = self.rows("classes", "class_index, synset, label", last="ORDER BY class_index").to_pylist()
+        return tuple(DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows)
 
     @functools.cached_property
     def images(self) -> Images:

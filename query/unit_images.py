@@ -17,7 +17,8 @@ from store.errors import UsageError
 from .dense import Codes, Dense
 from .frames import image_columns, nullable
 from .image_units import TAIL_SURE
-from .names import DatasetClass, Unit
+from .names import Unit
+from .run import DatasetClass
 
 
 @dataclass(frozen=True)
