@@ -33,7 +33,7 @@ def main(names: tuple[str, ...], quick: bool) -> None:
     for name in names or programs():
         click.echo(f"== {name}", err=True)
         command = [sys.executable, str(FOLDER / f"{name}.py"), *(["--quick"] if quick else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=FOLDER.parent)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, cwd=FOLDER.parent)
         click.echo(done.stdout)
         if done.returncode:
             missed.append(name)
@@ -45,7 +45,8 @@ def main(names: tuple[str, ...], quick: bool) -> None:
 
 
 def _when() -> str:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FOLDER)
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, check=False, capture_output=True, text=True, cwd=FOLDER)
     return f"{datetime.date.today()} at commit {commit.stdout.strip() or 'unknown'}"
 
 
