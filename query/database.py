@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from store import views
 from store.errors import UsageError
 
-from . import views
 from .catalog import Catalog
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Database:
             },
         )
         self.connection.execute("SET allowed_paths = ?", [[str(path) for path in catalog.parquet_files()]])
-        for statement in views.statements(catalog):
+        for statement in views.statements(catalog.tables()):
             with _explained(f"{catalog.root}: a table does not read (see `unitscope verify`)"):
                 self.connection.execute(statement)
 

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from store import parquet
+from store import parquet, views
 from store.errors import UsageError
 
-from . import views
 from .catalog import Catalog, RunFiles
 from .database import Database
 from .lookup import Lookup

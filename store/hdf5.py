@@ -114,6 +114,15 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return node
 
 
+def datasets(file: h5py.File, group: str) -> list[str]:
+    """Paths of the plain datasets in a group and the groups in it, sorted."""
+    found: list[str] = []
+    for name in sorted(file[group]):
+        path = f"{group}/{name}"
+        found += datasets(file, path) if isinstance(file[path], h5py.Group) else [path]
+    return found
+
+
 def read(path: Path, name: str) -> NDArray[Any]:
     with reading(path) as file:
         return np.asarray(dataset(file, name)[()])

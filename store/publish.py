@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import layout
+from . import layout, views
 from .errors import UsageError
 
 TEMPORARY = ".tmp-"
@@ -98,8 +98,14 @@ class Publication:
 
 
 def write_manifest(root: Path) -> None:
-    """Rewrites `manifest.json`: the sorted union of all commit records."""
-    replace_text(root / layout.MANIFEST, manifest_text(records(root)))
+    """Rewrites `manifest.json`, the sorted union of all commit records, and `views.sql`."""
+    found = records(root)
+    replace_text(root / layout.VIEWS, views_text(found))
+    replace_text(root / layout.MANIFEST, manifest_text(found))
+
+
+def views_text(found: Iterable[Record]) -> str:
+    return views.script(file.path for _, file in files_of(found))
 
 
 def manifest_text(found: Iterable[Record]) -> str:
@@ -112,7 +118,8 @@ def ensure_store(root: Path) -> None:
     if not manifest.exists():
         root.mkdir(parents=True, exist_ok=True)
         if any(
-            p.name not in (layout.COMMITS, layout.LOGS) and not p.name.startswith(TEMPORARY) for p in root.iterdir()
+            p.name not in (layout.COMMITS, layout.LOGS, layout.VIEWS) and not p.name.startswith(TEMPORARY)
+            for p in root.iterdir()
         ):
             raise UsageError(f"{root} is neither empty nor a unitscope store: choose another --store")
         replace_text(manifest, manifest_text([]))

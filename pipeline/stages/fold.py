@@ -133,13 +133,23 @@ def _coordinates(job: Job, data: NDArray[np.uint8]) -> dict[str, Array]:
     """Each image's place among the layer's principal components, from its codes [n, U]."""
     arrays: dict[str, Array] = {}
     for place, layer in enumerate(job.layers):
-        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{place:04d}.h5")) as file:
-            book = {key: hdf5.dataset(file, f"max/{key}")[()] for key in ("counts", "means")}
-            found = Components(hdf5.dataset(file, "directions")[()], hdf5.dataset(file, "deviations")[()])
-        standard = codes.standardized(**book)
+        standard, found = _standard_and_components(job, place, layer.name)
         near, length = components.coordinates(data[:, job.units.slice(place)], standard, found)
         arrays[f"{layer.name}/coordinates"], arrays[f"{layer.name}/lengths"] = Array(near), Array(length)
     return arrays
+
+
+def _standard_and_components(job: Job, place: int, name: str) -> tuple[NDArray[np.float32], Components]:
+    """From the layer's partial, or, when a block is repaired after the last shard, from where that left it."""
+    partial = job.root / layout.partial(job.run, "fold", f"layer-{place:04d}.h5")
+    if partial.exists():
+        places, prefix = (partial, partial), ""
+    else:
+        places = job.root / layout.array(job.run, "codes"), job.root / layout.array(job.run, "components")
+        prefix = f"{name}/"
+    counts, means = (hdf5.read(places[0], f"{prefix}max/{key}") for key in ("counts", "means"))
+    directions, deviations = (hdf5.read(places[1], f"{prefix}{key}") for key in ("directions", "deviations"))
+    return codes.standardized(counts, means), Components(directions, deviations)
 
 
 def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
