@@ -12,6 +12,7 @@ import click
 from store.errors import UsageError
 
 if TYPE_CHECKING:
+    from .database import Result
     from .scope import Scope
     from .unit_record import UnitRecord
 
@@ -37,14 +38,10 @@ model_code = click.option(
 )
 
 
-def open_scope(store: Path, code: bool = False, seconds: float | None = None) -> Scope:
+def open_scope(store: Path, code: bool = False) -> Scope:
     import query
 
-    if seconds is None:
-        return query.open(store, model_code=code)
-    from .database import Limits
-
-    return query.open(store, model_code=code, limits=Limits(seconds=seconds))
+    return query.open(store, model_code=code)
 
 
 @click.command()
@@ -84,8 +81,7 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
     if form == "parquet" and output is None:
         raise UsageError("--format parquet is no text: give --output FILE.parquet")
     destination = out.save_path(output, store) if output else None
-    with open_scope(store, seconds=seconds) as scope:
-        found = scope.sql(query)
+    found = _isolated(store, query, seconds)
     if form == "parquet":
         import pyarrow.parquet as pq
 
@@ -97,6 +93,21 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
         out.emit(text)
     else:
         destination.write_text(text, encoding="utf-8")
+
+
+def _isolated(store: Path, query: str, seconds: float) -> Result:
+    """In a process that can be killed; this one need not open the store."""
+    from store import publish
+
+    from .database import Limits, Result
+    from .isolated import Isolated
+
+    publish.check_version(store)
+    asked = Isolated(store, Limits(seconds=seconds))
+    try:
+        return Result(asked.table(query))
+    finally:
+        asked.close()
 
 
 @click.command("top-units")

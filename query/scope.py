@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from . import (
 from .database import Database, Limits, Result
 from .dense import Dense
 from .image_units import ImageRow
+from .isolated import Isolated
 from .names import ClassName, ImageName, Unit
 from .run import Run
 from .unit_record import UnitRecord, unit_record
@@ -53,7 +55,9 @@ class Scope:
         self.path = Path(path)
         self._model_code = model_code
         self._catalog = catalog.read(self.path)
-        self._database = Database(self._catalog, limits or Limits())
+        limits = limits or Limits()
+        self._database = Database(self._catalog, limits)
+        self._isolated = Isolated(self.path, replace(limits, isolated=False), model_code) if limits.isolated else None
         self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
         macros.register(self._database.connection, self, self._database.expired)
         self._database.lock()
@@ -61,6 +65,8 @@ class Scope:
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Runs one SELECT over the views and macros (docs: the views' columns); `?` takes `parameters`."""
+        if self._isolated is not None:
+            return Result(self._isolated.table(query, parameters))
         return self._database.sql(query, parameters)
 
     def top_units(
@@ -302,6 +308,8 @@ class Scope:
     def close(self) -> None:
         for dense in self._dense.values():
             dense.close()
+        if self._isolated is not None:
+            self._isolated.close()
         self._database.close()
 
     def __enter__(self) -> Scope:
