@@ -114,13 +114,17 @@ class Dense:
         found: Codes = self._by_unit(layer, statistic)[channel, images]
         return found
 
-    def rows(self, layer: Layer, statistic: Statistic) -> Iterator[tuple[int, Codes]]:
-        """Each channel of a layer with its codes over all images."""
-        step = max(1, _AT_ONCE // max(len(self.run.images.accepted), 1))
-        data = self._by_unit(layer, statistic)
+    def rows(self, layer: Layer, statistic: Statistic, channels: NDArray[np.int64]) -> Iterator[tuple[int, Codes]]:
+        """The place in `channels` (rising) and the codes over all images of each; many are read together."""
+        data, images = self._by_unit(layer, statistic), max(len(self.run.images.accepted), 1)
+        step = max(1, _AT_ONCE // images)
+        if len(channels) < layer.channels // 2 or step == 1:
+            yield from ((i, data[int(channel)]) for i, channel in enumerate(channels))
+            return
         for first in range(0, layer.channels, step):
-            for row, codes_of_row in enumerate(data[first : first + step]):
-                yield first + row, codes_of_row
+            block = data[first : first + step]
+            for i in range(*np.searchsorted(channels, [first, first + step])):
+                yield i, block[channels[i] - first]
 
     def layer_codes(self, layer: Layer, images: slice) -> Codes:
         """Codes of the maxima of a layer's units on a range of image ids: uint8 [C, images]."""

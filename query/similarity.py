@@ -63,14 +63,18 @@ def correlations(dense: Dense, unit: Unit, places: NDArray[np.int64]) -> NDArray
     code = dense.unit(unit.layer, unit.channel, "max")
     weights = np.where(run.images.accepted, own.means[unit.channel].astype(np.float64)[code] - mean, 0)
     result = np.full(len(places), np.nan)
-    for row, place in enumerate(places):
-        layer = run.layer_of(int(place))
-        channel, book = int(place) - layer.start, dense.book(layer, "max")
-        spread = sd * book.moments[1][channel]
-        exact = run.statistics.max_sd[place] * run.statistics.max_sd[unit.place]
-        if spread > 0 and exact > 0:  # sum of weights by code: nothing need be decoded
-            by_code = np.bincount(dense.unit(layer, channel, "max"), weights, minlength=CODES)
-            result[row] = by_code @ book.means[channel] / run.n * exact / spread**2
+    for layer in run.layers:
+        here = np.flatnonzero((places >= layer.start) & (places < layer.stop))
+        if not len(here):
+            continue
+        book, channels = dense.book(layer, "max"), places[here] - layer.start
+        spread = sd * book.moments[1][channels]
+        exact = run.statistics.max_sd[places[here]] * run.statistics.max_sd[unit.place]
+        covariance = np.empty(len(here))
+        for i, found in dense.rows(layer, "max", channels):  # sum of weights by code: nothing need be decoded
+            covariance[i] = np.bincount(found, weights, minlength=CODES) @ book.means[channels[i]] / run.n
+        varies = (spread > 0) & (exact > 0)
+        result[here[varies]] = covariance[varies] * exact[varies] / spread[varies] ** 2
     clipped: NDArray[np.float64] = np.clip(result, -1, 1)
     return clipped
 

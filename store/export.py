@@ -57,14 +57,15 @@ def layers(root: Path, run: str, globs: Sequence[str]) -> list[str]:
 
 
 def _whole(root: Path, to: Path, records: Sequence[Record], advance: Callable[[str], None]) -> None:
-    """The same files under the same records: partials, which a finished run has no more, are not copied."""
+    """The same files under the same records; partials, which a finished run has no more, are only listed."""
     for record in records:
+        partials = [file for file in record.files if layout.is_partial(file.path)]
         with Publication(to, record.run, record.stage, record.shard, record.fingerprint) as out:
             for file in record.files:
-                if not layout.is_partial(file.path):
+                if file not in partials:
                     _copied(root, out, file.path)
                     advance(file.path)
-            out.commit(record.facts)
+            out.commit(record.facts, partials)
 
 
 def _copied(root: Path, out: Publication, relative: str) -> None:

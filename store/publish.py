@@ -68,11 +68,13 @@ class Publication:
         self._pending[relative] = _temporary(final)
         return self._pending[relative]
 
-    def commit(self, facts: dict[str, Any] | None = None) -> Record:
-        files = tuple(
+    def commit(self, facts: dict[str, Any] | None = None, gone: Iterable[File] = ()) -> Record:
+        """`gone`: partials that a copied record lists and nobody needs any more."""
+        written = [
             File(relative, temporary.stat().st_size, _sync_and_hash(temporary))
-            for relative, temporary in sorted(self._pending.items())
-        )
+            for relative, temporary in self._pending.items()
+        ]
+        files = tuple(sorted([*written, *gone], key=lambda file: file.path))
         new = Record(self.run, self.stage, self.shard, self.fingerprint, files, facts or {})
         place = self.root / layout.record(self.run, self.stage, self.shard)
         if place.exists():

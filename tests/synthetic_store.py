@@ -177,10 +177,11 @@ def _description(made: Synthetic, names: dict[str, str]) -> dict[schema.Table, d
             "layer_index": list(range(len(LAYERS))), "layer": [x.name for x in LAYERS], "op": [x.op for x in LAYERS],
             "channels": [x.channels for x in LAYERS], "height": [x.side for x in LAYERS],
             "width": [x.side for x in LAYERS], "signed": [x.signed for x in LAYERS],
-            "upper_bound": [6.0, None, None], "rf_size": [8, 16, None], "rf_stride": [4, 8, None],
-            "rf_offset": [-2, -4, None], "rf_global": [False, False, True], "rf_gated": [False] * 3,
+            "upper_bound": [6.0, None, None][: len(LAYERS)], "rf_size": [8, 16, None][: len(LAYERS)],
+            "rf_stride": [4, 8, None][: len(LAYERS)], "rf_offset": [-2, -4, None][: len(LAYERS)],
+            "rf_global": [False, False, True][: len(LAYERS)], "rf_gated": [False] * len(LAYERS),
         },
-        schema.EDGES: names | {"source": [LAYERS[0].name, LAYERS[1].name], "target": [LAYERS[1].name, LAYERS[2].name]},
+        schema.EDGES: names | {"source": [x.name for x in LAYERS[:-1]], "target": [x.name for x in LAYERS[1:]]},
         schema.REJECTED: names | {"image_id": [11], "reason": [REJECTED[11]]},
     }  # fmt: skip
 

@@ -114,7 +114,7 @@ BOMBS = [
     "SELECT len(list_sort(range(300000000)))",
     "SELECT list(range) FROM range(10000000000)",
     "SELECT range FROM range(1000000000) ORDER BY hash(range)",
-    "SELECT count(*) FROM unit_row('head:1') i, image_row(i.image_id) a, image_row(i.image_id) b, image_row(i.image_id) c",
+    "SELECT count(*) FROM unit_row('head:1') i, image_row(i.image_id), image_row(i.image_id), image_row(i.image_id)",
     "SELECT * FROM range(100000000)",
 ]
 
