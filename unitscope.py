@@ -21,10 +21,12 @@ COMMANDS = {
     "repair": ("pipeline.cli", "Run again exactly the shards whose files are damaged."),
     "status": ("store.cli", "Runs of a store, shards done, rejected images."),
     "verify": ("store.cli", "Check every file of a store against its digest."),
+    "export": ("store.cli", "A smaller store of one run or some of its layers."),
     "sql": ("query.cli", "Ask a store in SQL."),
     "top-units": ("query.cli", "Which units fire most on this image?"),
     "top-images": ("query.cli", "Which images fire this unit most?"),
     "similar": ("query.cli", "Units like a unit, or images like an image."),
+    "ask": ("query.ask", "The other named questions: both, separating-units, compare, ..."),
     "unit": ("query.cli", "Everything known about one unit, with a contact sheet."),
 }
 

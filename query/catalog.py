@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from store import layout, publish
+from store import layout, publish, views
 from store.errors import UsageError
 
 
@@ -36,6 +36,12 @@ class Catalog:
         of_datasets = [tables[name] for _, tables in sorted(self.datasets.items()) if name in tables]
         return (*of_datasets, *(path for run in self.runs for path in run.tables.get(name, ())))
 
+    def tables(self) -> dict[str, list[str]]:
+        """The same for every table there is, as text."""
+        names = {name for tables in self.datasets.values() for name in tables}
+        names |= {name for run in self.runs for name in run.tables}
+        return {name: [str(path) for path in self.table(name)] for name in sorted(names)}
+
     def parquet_files(self) -> list[Path]:
         of_datasets = [path for tables in self.datasets.values() for path in tables.values()]
         return of_datasets + [path for run in self.runs for paths in run.tables.values() for path in paths]
@@ -52,7 +58,7 @@ def read(root: Path) -> Catalog:
         if layout.is_partial(relative):
             continue
         place, parts = _inside(root, relative), PurePosixPath(relative).parts
-        if parts[0] == "datasets" and len(parts) == 3 and place.suffix == ".parquet":
+        if parts[0] == "datasets" and views.table_of(relative):
             datasets.setdefault(parts[1], {})[place.stem] = _present(place, relative)
         elif parts[0] == "runs" and len(parts) > 2:
             runs.setdefault(parts[1], {})[relative] = place
@@ -60,12 +66,9 @@ def read(root: Path) -> Catalog:
 
 
 def _run(name: str, files: Mapping[str, Path]) -> RunFiles:
-    """A table is tables/NAME.parquet, or all of tables/NAME/."""
     tables: dict[str, tuple[Path, ...]] = {}
     for relative, place in files.items():
-        parts = PurePosixPath(relative).parts
-        if parts[2] == "tables" and place.suffix == ".parquet":
-            table = place.stem if len(parts) == 4 else parts[3]
+        if table := views.table_of(relative):
             tables[table] = (*tables.get(table, ()), _present(place, relative))
     arrays = {relative: place for relative, place in files.items() if PurePosixPath(relative).parts[2] == "arrays"}
     model, _, dataset = name.partition("@")

@@ -12,6 +12,7 @@ import click
 from store.errors import UsageError
 
 if TYPE_CHECKING:
+    from .database import Result
     from .scope import Scope
     from .unit_record import UnitRecord
 
@@ -21,7 +22,7 @@ _FORMATS = click.Choice(["table", "csv", "json"])
 _store = click.argument("store", type=click.Path(path_type=Path))
 
 
-def _asking(command: F) -> F:
+def asking(command: F) -> F:
     """Options that every named question takes."""
     for option in (
         click.option("--dataset", help="Which dataset, where the store holds several."),
@@ -32,19 +33,15 @@ def _asking(command: F) -> F:
     return command
 
 
-_model_code = click.option(
+model_code = click.option(
     "--allow-model-code", is_flag=True, help="Let a store whose model is python:... import it, which runs its code."
 )
 
 
-def _open(store: Path, model_code: bool = False, seconds: float | None = None) -> Scope:
+def open_scope(store: Path, code: bool = False) -> Scope:
     import query
 
-    if seconds is None:
-        return query.open(store, model_code=model_code)
-    from .database import Limits
-
-    return query.open(store, model_code=model_code, limits=Limits(seconds=seconds))
+    return query.open(store, model_code=code)
 
 
 @click.command()
@@ -70,7 +67,8 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
     rejected_images, predictions, units, top_examples, tail, class_stats,
     neighbors, visualizations, groups.
     Macros: top_units(image_id, k), top_images(unit, k), unit_row(unit),
-    image_row(image_id), each with model := and dataset := as well.
+    image_row(image_id), and a dozen more in docs/sql.md, each with model :=
+    and dataset := as well.
 
     \b
     Examples:
@@ -83,8 +81,7 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
     if form == "parquet" and output is None:
         raise UsageError("--format parquet is no text: give --output FILE.parquet")
     destination = out.save_path(output, store) if output else None
-    with _open(store, seconds=seconds) as scope:
-        found = scope.sql(query)
+    found = _isolated(store, query, seconds)
     if form == "parquet":
         import pyarrow.parquet as pq
 
@@ -96,6 +93,21 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
         out.emit(text)
     else:
         destination.write_text(text, encoding="utf-8")
+
+
+def _isolated(store: Path, query: str, seconds: float) -> Result:
+    """In a process that can be killed; this one need not open the store."""
+    from store import publish
+
+    from .database import Limits, Result
+    from .isolated import Isolated
+
+    publish.check_version(store)
+    asked = Isolated(store, Limits(seconds=seconds))
+    try:
+        return Result(asked.table(query))
+    finally:
+        asked.close()
 
 
 @click.command("top-units")
@@ -112,8 +124,8 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
     show_default=True,
     help="tail: rarest for the unit first; max, mean: most deviations above the unit's average.",
 )
-@_asking
-@_model_code
+@asking
+@model_code
 def top_units(
     store: Path,
     image: str,
@@ -136,8 +148,8 @@ def top_units(
       unitscope top-units stores/demo 12 -k 5
       unitscope top-units stores/demo holiday/beach.jpg --layer 'blocks.5.*'
     """
-    with _open(store, allow_model_code) as scope:
-        _show(scope.top_units(image, k, list(layers) or None, by, model, dataset), form)
+    with open_scope(store, allow_model_code) as scope:
+        show(scope.top_units(image, k, list(layers) or None, by, model, dataset), form)
 
 
 @click.command("top-images")
@@ -149,7 +161,7 @@ def top_units(
     "--by", type=click.Choice(["max", "mean"]), default="max", show_default=True, help="Strongest place, or average."
 )
 @click.option("--lowest", is_flag=True, help="The lowest instead; for layers that can be negative.")
-@_asking
+@asking
 def top_images(
     store: Path,
     unit: str,
@@ -170,8 +182,8 @@ def top_images(
       unitscope top-images stores/demo blocks.3.1.bn1:17
       unitscope top-images stores/demo blocks.3.1.bn1:17 --class lighthouse -k 5 --format json
     """
-    with _open(store) as scope:
-        _show(scope.top_images(unit, k, label, by, lowest, model, dataset), form)
+    with open_scope(store) as scope:
+        show(scope.top_images(unit, k, label, by, lowest, model, dataset), form)
 
 
 @click.command()
@@ -179,10 +191,10 @@ def top_images(
 @click.argument("what", metavar="UNIT|IMAGE")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @click.option(
-    "--layer", help="For a unit: search this layer, not its own. For an image: the layer to compare in (needed)."
+    "--layer", help="For a unit: search layers that match, not its own. For an image: the layer to compare in (needed)."
 )
-@_asking
-@_model_code
+@asking
+@model_code
 def similar(
     store: Path,
     what: str,
@@ -204,13 +216,13 @@ def similar(
     """
     from .names import UNIT
 
-    with _open(store, allow_model_code) as scope:
+    with open_scope(store, allow_model_code) as scope:
         if UNIT.fullmatch(what) and not Path(what).is_file():
-            _show(scope.similar_units(what, k, layer, model, dataset), form)
+            show(scope.similar_units(what, k, layer, model, dataset), form)
         elif layer is None:
             raise UsageError(f"similar {what}: images are compared within a layer: give --layer LAYER")
         else:
-            _show(scope.similar_images(what, layer, k, model, dataset), form)
+            show(scope.similar_images(what, layer, k, model, dataset), form)
 
 
 @click.command()
@@ -219,7 +231,7 @@ def similar(
 @click.option(
     "--save", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the contact sheet to this file."
 )
-@_asking
+@asking
 def unit(store: Path, unit: str, save: Path | None, form: str, model: str | None, dataset: str | None) -> None:
     """Everything known about one unit, with a contact sheet.
 
@@ -232,14 +244,14 @@ def unit(store: Path, unit: str, save: Path | None, form: str, model: str | None
     picture = out.save_path(save, store) if save else None
     if picture and picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"--save {picture}: give a name that ends with .png, .jpg or .webp")
-    with _open(store) as scope:
+    with open_scope(store) as scope:
         out.emit(_record_text(scope.unit(unit, model, dataset), form))
         if picture:
             scope.contact_sheet(unit, model, dataset).save(picture)
             click.echo(f"saved {picture}", err=True)
 
 
-def _show(frame: Any, form: str) -> None:
+def show(frame: Any, form: str) -> None:
     from . import output as out
 
     out.emit(out.frame_text(frame, form))

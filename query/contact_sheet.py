@@ -113,7 +113,7 @@ def _right(canvas: Canvas, dense: Dense, unit: Unit, shown: Sequence[_Shown]) ->
 def _examples(unit: Unit, rows: pd.DataFrame, direction: str, most: int, title: str) -> _Shown:
     rows = rows.head(most)
     kept = pictures.examples(unit, rows["image_id"].to_numpy(), maps=direction == "highest")
-    places = unit_images.examples(unit, direction).to_pylist()
+    places = unit_images.examples(unit, direction, boxes=True).to_pylist()
     boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in places}
     size = _input_size(unit)
     tiles = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from store import views
 from store.errors import UsageError
 
-from . import views
 from .catalog import Catalog
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars
 
+LONGEST = 100_000  # characters of a query: what is longer takes long only to be read
 _BATCH = 65_536  # rows between two looks at the size of an answer
 _WHOLE = pa.decimal128(38, 0)  # how HUGEINT, the type of sum(integer), arrives
 
@@ -38,12 +40,17 @@ def _half_of_memory() -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one query may take. `memory` in bytes, for all queries of a scope together; `answer` bytes of one result."""
+    """What one query may take. `memory` in bytes, for all queries of a scope together; `answer` bytes of one result.
+
+    `isolated`: raw SQL runs in a process of its own, which is killed when its time is over (query/isolated.py); for SQL
+    that somebody else wrote. Else a timer interrupts it, which a single huge constant expression outruns.
+    """
 
     seconds: float = 60.0
     memory: int = _half_of_memory()
     threads: int = os.cpu_count() or 1
     answer: int = 2 << 30
+    isolated: bool = False
 
 
 class Result:
@@ -95,6 +102,7 @@ class Database:
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
         self.limits = limits
+        self._deadlines: list[float] = []
         self.connection = duckdb.connect(
             ":memory:",
             config={
@@ -107,7 +115,7 @@ class Database:
             },
         )
         self.connection.execute("SET allowed_paths = ?", [[str(path) for path in catalog.parquet_files()]])
-        for statement in views.statements(catalog):
+        for statement in views.statements(catalog.tables()):
             with _explained(f"{catalog.root}: a table does not read (see `unitscope verify`)"):
                 self.connection.execute(statement)
 
@@ -117,6 +125,8 @@ class Database:
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Runs one SELECT from a person and fetches all of it, within the limits."""
+        if len(query) > LONGEST:
+            raise UsageError(f"SQL: the text has {len(query):,} characters, {LONGEST:,} are allowed")
         with _explained("SQL"):
             found = self.connection.cursor().extract_statements(query)
         kinds = [statement.type.name for statement in found]
@@ -130,6 +140,11 @@ class Database:
         """The package's own questions, under the same limits."""
         return self._fetch(query, parameters)
 
+    def expired(self) -> bool:
+        """Whether the time of every query now running is over."""
+        now = time.monotonic()
+        return bool(self._deadlines) and all(deadline <= now for deadline in tuple(self._deadlines))
+
     def _fetch(self, query: duckdb.Statement | str, parameters: Sequence[Any] | None) -> pa.Table:
         # A cursor of its own: a connection answers one query at a time. A relation is read in batches, so that an
         # answer too large is noticed before it fills the memory; a plain execute() collects all of it first.
@@ -137,6 +152,8 @@ class Database:
         timer = threading.Timer(self.limits.seconds, cursor.interrupt)
         timer.daemon = True
         timer.start()
+        deadline = time.monotonic() + self.limits.seconds
+        self._deadlines.append(deadline)
         try:
             with _explained("SQL", self.limits):
                 relation = cursor.sql(query, params=list(parameters) if parameters else None)
@@ -144,6 +161,7 @@ class Database:
                 return _plain_numbers(pa.Table.from_batches(_within(reader, self.limits.answer), reader.schema))
         finally:
             timer.cancel()
+            self._deadlines.remove(deadline)
             cursor.close()
 
     def close(self) -> None:

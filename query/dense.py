@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,19 +17,31 @@ from .run import Layer, Run
 
 Statistic = Literal["max", "mean"]
 Codes = NDArray[np.uint8]
+_AT_ONCE = 16 << 20  # codes of a layer read together
+_OPEN_FILES = 64
 
 
-@dataclass(frozen=True)
 class Codebook:
-    """What the codes of one layer stand for, for the spatial max or the spatial mean.
+    """What the codes of one layer stand for, for the spatial max or the spatial mean. Arrays are read when asked for.
 
     edges float32, counts int64, means float32, all [C, 256]: the least value of a code, how many accepted images have
     it, the mean of their values.
     """
 
-    edges: NDArray[np.float32]
-    counts: NDArray[np.int64]
-    means: NDArray[np.float32]
+    def __init__(self, read: Callable[[str], NDArray[Any]]) -> None:
+        self._read = read
+
+    @functools.cached_property
+    def edges(self) -> NDArray[np.float32]:
+        return self._read("edges")
+
+    @functools.cached_property
+    def counts(self) -> NDArray[np.int64]:
+        return self._read("counts")
+
+    @functools.cached_property
+    def means(self) -> NDArray[np.float32]:
+        return self._read("means")
 
     @functools.cached_property
     def reaching(self) -> NDArray[np.int64]:
@@ -43,11 +57,15 @@ class Codebook:
         share: NDArray[np.float64] = self.reaching / max(self.n, 1)
         return share
 
+    @functools.cached_property
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation over images of the decoded values, float64 [C]."""
-        mean = (self.counts * self.means).sum(1) / max(self.n, 1)
-        variance = (self.counts * (self.means - mean[:, None]) ** 2).sum(1) / max(self.n, 1)
-        return mean, np.sqrt(variance)
+        return codes.moments(self.counts, self.means)
+
+    @functools.cached_property
+    def standard(self) -> NDArray[np.float32]:
+        """The z of the decoded value of each code, float32 [C, 256]; 0 for a unit that never varies."""
+        return codes.standardized(self.counts, self.means)
 
     def codes_of(self, values: NDArray[np.float32]) -> Codes:
         """The code of one value for each unit: float32 [C] -> uint8 [C]."""
@@ -56,35 +74,79 @@ class Codebook:
 
 
 class Dense:
-    """The dense record of one run. Codebooks are kept; rows and columns are read when asked."""
+    """The dense record of one run. Codebooks and open files are kept; rows and columns are read when asked for."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._books: dict[tuple[str, Statistic], Codebook] = {}
+        self._open = functools.lru_cache(_OPEN_FILES)(hdf5.opened)
 
     def book(self, layer: Layer, statistic: Statistic) -> Codebook:
-        return self._book(layer, statistic)
+        key = (layer.name, statistic)
+        if key not in self._books:
+            place = self.run.array(layout.array(self.run.name, "codes"))
+            prefix = f"{layer.name}/{statistic}"
+            self._books[key] = Codebook(lambda name: np.asarray(self.dataset(place, f"{prefix}/{name}")[()]))
+        return self._books[key]
 
     def books(self, statistic: Statistic) -> list[Codebook]:
         """Codebooks of all layers, in order."""
-        return [self._book(layer, statistic) for layer in self.run.layers]
+        return [self.book(layer, statistic) for layer in self.run.layers]
 
-    def image(self, image_id: int) -> dict[Statistic, Codes]:
-        """Codes of one image over all units: uint8 [U] each."""
+    def dataset(self, place: Path, name: str) -> h5py.Dataset:
+        """A dataset of one of the run's HDF5 files, which stays open."""
+        return hdf5.dataset(self._open(place), name)
+
+    @functools.cached_property
+    def moments_of_means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation over images of each unit's decoded spatial mean, float64 [U]."""
+        moments = [book.moments for book in self.books("mean")]
+        return np.concatenate([mean for mean, _ in moments]), np.concatenate([sd for _, sd in moments])
+
+    def image(self, image_id: int, statistic: Statistic) -> Codes:
+        """Codes of one image over all units: uint8 [U]."""
         block, row = divmod(image_id, layout.BLOCK)
-        with hdf5.reading(self.run.array(layout.codes_by_image(self.run.name, block))) as file:
-            return {"max": hdf5.dataset(file, "max")[row], "mean": hdf5.dataset(file, "mean")[row]}
+        found: Codes = self.dataset(self.run.array(layout.codes_by_image(self.run.name, block)), statistic)[row]
+        return found
 
-    def unit(self, layer: Layer, channel: int) -> dict[Statistic, Codes]:
-        """Codes of one unit over all images of the dataset, rejected ones too (code 0): uint8 [images] each."""
-        with hdf5.reading(self.run.array(layout.codes_by_unit(self.run.name, layer.name))) as file:
-            return {"max": hdf5.dataset(file, "max")[channel], "mean": hdf5.dataset(file, "mean")[channel]}
+    def unit(self, layer: Layer, channel: int, statistic: Statistic, images: slice = slice(None)) -> Codes:
+        """Codes of one unit over the images of the dataset, rejected ones too (code 0): uint8 [images]."""
+        found: Codes = self._by_unit(layer, statistic)[channel, images]
+        return found
 
-    def layer_maxima(self, layer: Layer, images: slice) -> NDArray[np.float32]:
-        """Decoded maxima of a layer's units on a range of image ids: float32 [C, images]."""
-        with hdf5.reading(self.run.array(layout.codes_by_unit(self.run.name, layer.name))) as file:
-            block: Codes = hdf5.dataset(file, "max")[:, images]
-        return np.take_along_axis(self.book(layer, "max").means, block.astype(np.intp), axis=1)
+    def rows(self, layer: Layer, statistic: Statistic, channels: NDArray[np.int64]) -> Iterator[tuple[int, Codes]]:
+        """The place in `channels` (rising) and the codes over all images of each; many are read together."""
+        data, images = self._by_unit(layer, statistic), max(len(self.run.images.accepted), 1)
+        step = max(1, _AT_ONCE // images)
+        if len(channels) < layer.channels // 2 or step == 1:
+            yield from ((i, data[int(channel)]) for i, channel in enumerate(channels))
+            return
+        for first in range(0, layer.channels, step):
+            block = data[first : first + step]
+            for i in range(*np.searchsorted(channels, [first, first + step])):
+                yield i, block[channels[i] - first]
+
+    def layer_codes(self, layer: Layer, images: slice) -> Codes:
+        """Codes of the maxima of a layer's units on a range of image ids: uint8 [C, images]."""
+        found: Codes = self._by_unit(layer, "max")[:, images]
+        return found
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a record lives as long as its scope
+    def coordinates(self, layer: Layer) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Where all images lie among a layer's principal components, int8 [images, D], and their lengths in z space."""
+        blocks = -(-len(self.run.images.accepted) // layout.BLOCK)
+        places = [self.run.array(layout.coordinates(self.run.name, block)) for block in range(blocks)]
+        near, length = (
+            np.concatenate([self.dataset(place, f"{layer.name}/{key}")[()] for place in places])
+            for key in ("coordinates", "lengths")
+        )
+        return near, length
+
+    def close(self) -> None:
+        self._open.cache_clear()
+
+    def _by_unit(self, layer: Layer, statistic: Statistic) -> h5py.Dataset:
+        return self.dataset(self.run.array(layout.codes_by_unit(self.run.name, layer.name)), statistic)
 
     def decode(self, units: NDArray[np.int64], found: Codes, statistic: Statistic) -> NDArray[np.float32]:
         """Values of these units' codes: the mean of each (unit, code). Reads only the layers concerned."""
@@ -106,14 +168,3 @@ class Dense:
         starts = np.array([layer.start for layer in self.run.layers] + [self.run.units])
         cuts = np.searchsorted(units[order], starts)
         return [(layer, order[a:b]) for layer, a, b in zip(self.run.layers, cuts[:-1], cuts[1:], strict=True) if b > a]
-
-    def _book(self, layer: Layer, statistic: Statistic) -> Codebook:
-        key = (layer.name, statistic)
-        if key not in self._books:
-            with hdf5.reading(self.run.array(layout.array(self.run.name, "codes"))) as file:
-                parts = {
-                    name: hdf5.dataset(file, f"{layer.name}/{statistic}/{name}")[()]
-                    for name in ("edges", "counts", "means")
-                }
-            self._books[key] = Codebook(**parts)
-        return self._books[key]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from .run import Run
@@ -21,12 +22,28 @@ def text(values: Sequence[str | None]) -> pd.Series[Any]:
     return pd.Series(list(values), dtype="str")
 
 
+def unit_columns(run: Run, units: NDArray[np.int64]) -> dict[str, Any]:
+    """model, layer, channel of units by their places in unit order."""
+    index = run.layers_of(units)
+    names = np.array([layer.name for layer in run.layers], dtype=object)
+    return {
+        "model": strings(pa.chunked_array([pa.repeat(run.model, len(units))])),
+        "layer": strings(pa.chunked_array([pa.array(names[index], pa.string())])),
+        "channel": units - run.starts[index],
+    }
+
+
 def image_columns(run: Run, image_ids: NDArray[np.int64]) -> dict[str, Any]:
     """image_id, path, label, class_index."""
     images = run.describe_images(image_ids)
     return {
         "image_id": image_ids,
-        "path": text(images["path"]),
-        "label": text(images["label"]),
-        "class_index": pd.Series(images["class_index"], dtype="Int32"),
+        "path": strings(images["path"]),
+        "label": strings(images["label"]),
+        "class_index": pd.Series(images["class_index"].to_pandas(), dtype="Int32"),
     }
+
+
+def strings(column: pa.ChunkedArray) -> pd.Series[Any]:
+    """Arrow strings as pandas' own, without a Python object each."""
+    return pd.Series(pd.array(column, dtype="str"))

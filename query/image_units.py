@@ -10,10 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from store import layout
-from store.errors import UsageError
 
 from .dense import Dense
-from .frames import nullable, text
+from .frames import nullable, unit_columns
 from .run import Run, standardized
 
 TAIL_SURE = 0.01  # every value with tail_p up to this is in the `tail` table, exactly
@@ -49,17 +48,19 @@ def stored_row(dense: Dense, image_id: int, units: NDArray[np.int64], enough: in
     """
     run = dense.run
     exact, value, tail_p, y, x = _tail_of_image(run, image_id)
-    here = np.isin(exact, units)
-    exact, value, tail_p, y, x = exact[here], value[here], tail_p[here], y[here], x[here]
-    found = dense.image(image_id)
+    if len(units) < run.units:
+        here = np.isin(exact, units)
+        exact, value, tail_p, y, x = exact[here], value[here], tail_p[here], y[here], x[here]
+    means = dense.image(image_id, "mean")
     if enough is not None and np.count_nonzero(tail_p <= TAIL_SURE) >= enough:
-        return ImageRow(exact, value, dense.decode(exact, found["mean"][exact], "mean"), tail_p, y, x, run.n)
+        return ImageRow(exact, value, dense.decode(exact, means[exact], "mean"), tail_p, y, x, run.n)
+    maxima = dense.image(image_id, "max")[units]
     nowhere = np.where(run.one_position[units], 0, -1).astype(np.int32)
     row = ImageRow(
         units,
-        dense.decode(units, found["max"][units], "max"),
-        dense.decode(units, found["mean"][units], "mean"),
-        dense.decode_tail(units, found["max"][units]),
+        dense.decode(units, maxima, "max"),
+        dense.decode(units, means[units], "mean"),
+        dense.decode_tail(units, maxima),
         nowhere,
         nowhere.copy(),
         run.n,
@@ -90,12 +91,9 @@ def ranked(dense: Dense, row: ImageRow, k: int, by: str) -> pd.DataFrame:
 
 def as_frame(run: Run, row: ImageRow, z: NDArray[np.float64]) -> pd.DataFrame:
     """Columns model, layer, channel, value, mean, tail_p, z, y, x, n; y and x are <NA> where not known."""
-    layers = [run.layer_of(int(unit)) for unit in row.units]
     return pd.DataFrame(
         {
-            "model": text([run.model] * len(layers)),
-            "layer": text([layer.name for layer in layers]),
-            "channel": row.units - np.array([layer.start for layer in layers], np.int64),
+            **unit_columns(run, row.units),
             "value": row.value,
             "mean": row.mean,
             "tail_p": row.tail_p,
@@ -109,9 +107,8 @@ def as_frame(run: Run, row: ImageRow, z: NDArray[np.float64]) -> pd.DataFrame:
 
 def _z_of_mean(dense: Dense, row: ImageRow) -> NDArray[np.float64]:
     """z of the spatial mean, from the moments of its decoded record."""
-    moments = [book.moments() for book in dense.books("mean")]
-    mean = np.concatenate([m for m, _ in moments])[row.units]
-    return standardized(row.mean, mean, np.concatenate([s for _, s in moments])[row.units])
+    mean, sd = dense.moments_of_means
+    return standardized(row.mean, mean[row.units], sd[row.units])
 
 
 _Tail = tuple[
@@ -120,11 +117,8 @@ _Tail = tuple[
 
 
 def _tail_of_image(run: Run, image_id: int) -> _Tail:
-    relative = layout.tail_by_image(run.name, image_id // layout.BLOCK)
-    path = run.catalog.root / relative
-    if path not in run.files.tables.get("tail_by_image", ()):
-        raise UsageError(f"run {run.name} has no {relative} yet: finish it with `unitscope run`")
-    table = run.rows_of([path], "layer, channel, value, tail_p, y, x", "image_id = ?", [image_id])
+    lookup = run.recorded("tail_by_image", layout.tail_by_image(run.name, image_id // layout.BLOCK))
+    table = lookup.rows(["layer", "channel", "value", "tail_p", "y", "x"], {"image_id": image_id})
     units = run.places(table)
     order = np.argsort(units)
     value, tail_p, y, x = (table[name].to_numpy()[order] for name in ("value", "tail_p", "y", "x"))

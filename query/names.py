@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from store.errors import UsageError
 
-from .run import Layer, Run
+from .run import DatasetClass, Layer, Run
 
 UNIT = re.compile(r"(?P<layer>.+):(?P<channel>\d+)")
 ImageName = int | str | os.PathLike[str]
@@ -39,13 +39,6 @@ class Unit:
     @property
     def place(self) -> int:
         return self.layer.start + self.channel
-
-
-@dataclass(frozen=True)
-class DatasetClass:
-    index: int
-    synset: str | None
-    label: str
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
@@ -112,18 +105,22 @@ def find_layer(run: Run, name: str) -> Layer:
     return run.by_name[name]
 
 
-def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.int64]:
-    """Rising places of the units in the layers that match; all without globs."""
-    if globs is None:
-        return np.arange(run.units)
+def find_layers(run: Run, globs: str | Sequence[str]) -> list[Layer]:
+    """The layers that match, in order."""
     chosen: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
         found = [name for name in run.by_name if name == glob or fnmatch.fnmatchcase(name, glob)]
         if not found:
             raise unknown("layer", glob, run.by_name)
         chosen.update(found)
-    parts = [np.arange(layer.start, layer.stop) for layer in run.layers if layer.name in chosen]
-    return np.concatenate(parts)
+    return [layer for layer in run.layers if layer.name in chosen]
+
+
+def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.int64]:
+    """Rising places of the units in the layers that match; all without globs."""
+    if globs is None:
+        return np.arange(run.units)
+    return np.concatenate([np.arange(layer.start, layer.stop) for layer in find_layers(run, globs)])
 
 
 def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
@@ -150,10 +147,20 @@ def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
     raise _unknown_image(runs, text)
 
 
+def find_images(run: Run, images: ClassName | Sequence[ImageName]) -> NDArray[np.int64]:
+    """Accepted images: all of a class (index, synset or label), or those of a list, by image_id or path."""
+    if isinstance(images, (int, str)):
+        return run.images.of_class(find_class(run, images).index)
+    found = [find_image([run], image)[1] for image in images]
+    for image in found:
+        if isinstance(image, Path):
+            raise UsageError(f"{image}: sets of images are of the dataset; name them by image_id or path")
+    return np.array([image for image in found if not isinstance(image, Path)], np.int64)
+
+
 def find_class(run: Run, name: ClassName) -> DatasetClass:
     """A class of the dataset by index, synset or label (labels without regard to case)."""
-    rows = run.rows("classes", "class_index, synset, label", last="ORDER BY class_index").to_pylist()
-    classes = [DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows]
+    classes = run.classes
     if not classes:
         raise UsageError(f"dataset {run.dataset} has no classes")
     text = str(name)

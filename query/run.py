@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from store import parquet, views
 from store.errors import UsageError
 
-from . import views
 from .catalog import Catalog, RunFiles
 from .database import Database
+from .lookup import Lookup
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,24 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class DatasetClass:
+    index: int
+    synset: str | None
+    label: str
+
+
+@dataclass(frozen=True)
 class UnitStatistics:
-    """Mean, standard deviation and maximum of the per-image maxima, float64 [U] in unit order; NaN where not known."""
+    """Columns of the table `units`, float64 [U] in unit order; NaN where not known."""
 
     max_mean: NDArray[np.float64]
     max_sd: NDArray[np.float64]
     maximum: NDArray[np.float64]
+    fraction_active: NDArray[np.float64]
+    saturated: NDArray[np.float64]
+    selectivity: NDArray[np.float64]
+    top_class: NDArray[np.float64]
+    dead: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,31 @@ class Images:
     accepted: NDArray[np.bool_]
     class_index: NDArray[np.int32]
 
+    @functools.cached_property
+    def _ranges(self) -> dict[int, slice]:
+        """Where each class's images lie, from the first to the last: image ids are sorted by class."""
+        order = np.argsort(self.class_index, kind="stable")
+        found, first, count = np.unique(self.class_index[order], return_index=True, return_counts=True)
+        ends = order[first], order[first + count - 1]
+        return {int(c): slice(int(a), int(b) + 1) for c, a, b in zip(found, *ends, strict=True)}
+
+    def within(self, class_index: int) -> slice:
+        """The range of ids in which a class's images lie."""
+        return self._ranges.get(class_index, slice(0, 0))
+
+    def of_class(self, class_index: int | None) -> NDArray[np.int64]:
+        """Accepted images of a class, of all classes without one, rising."""
+        if class_index is None:
+            return self.all
+        within = self.within(class_index)
+        here = self.accepted[within] & (self.class_index[within] == class_index)
+        found: NDArray[np.int64] = np.flatnonzero(here) + within.start
+        return found
+
+    @functools.cached_property
+    def all(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.accepted)
+
 
 class Run:
     """Reads of one run. U units stand in the order (layer_index, channel) everywhere."""
@@ -74,6 +113,7 @@ class Run:
     def __init__(self, files: RunFiles, catalog: Catalog, database: Database) -> None:
         self.files, self.catalog, self.database = files, catalog, database
         self.name, self.model, self.dataset = files.name, files.model, files.dataset
+        self._lookups: dict[Path, Lookup] = {}
 
     def rows(
         self, table: str, columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
@@ -128,29 +168,37 @@ class Run:
         """Whether each unit's map is a single position, so that the place of a maximum is no question, [U]."""
         return np.concatenate([np.full(layer.channels, layer.positions == 1) for layer in self.layers])
 
+    def layers_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of each unit's layer."""
+        found: NDArray[np.int64] = np.searchsorted(self.starts, units, side="right") - 1
+        return found
+
     def layer_of(self, unit: int) -> Layer:
         """The layer of the unit at this place in unit order."""
-        return self.layers[int(np.searchsorted(self._starts, unit, side="right")) - 1]
+        return self.layers[int(np.searchsorted(self.starts, unit, side="right")) - 1]
 
     def places(self, table: pa.Table) -> NDArray[np.int64]:
         """Places in unit order of a table's `layer` and `channel`."""
-        names = table["layer"].combine_chunks().dictionary_encode()
+        names = table["layer"].combine_chunks()
+        names = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
         starts = np.array([self.by_name[name].start for name in names.dictionary.to_pylist()], np.int64)
         found: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
         return found
 
     @functools.cached_property
-    def _starts(self) -> NDArray[np.int64]:
+    def starts(self) -> NDArray[np.int64]:
+        """Where each layer's units begin in unit order."""
         return np.array([layer.start for layer in self.layers], np.int64)
 
     @functools.cached_property
     def statistics(self) -> UnitStatistics:
-        table = self.rows("units", "layer, channel, max_mean, max_sd, maximum")
+        names = tuple(UnitStatistics.__dataclass_fields__)
+        table = self.rows("units", f"layer, channel, {', '.join(names)}")
         place = self.places(table)
-        arrays = [np.full(self.units, np.nan) for _ in range(3)]
-        for array, name in zip(arrays, ("max_mean", "max_sd", "maximum"), strict=True):
+        arrays = {name: np.full(self.units, np.nan) for name in names}
+        for name, array in arrays.items():
             array[place] = table[name].to_numpy()
-        return UnitStatistics(*arrays)
+        return UnitStatistics(**arrays)
 
     def z(self, values: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
         """(value - max_mean) / max_sd for values of these units; 0 for a unit that never varies."""
@@ -158,30 +206,51 @@ class Run:
         return standardized(values, mean, sd)
 
     @functools.cached_property
+    def classes(self) -> tuple[DatasetClass, ...]:
+        """The classes of the dataset, by index."""
+        rows = self.rows("classes", "class_index, synset, label", last="ORDER BY class_index").to_pylist()
+        return tuple(DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows)
+
+    @functools.cached_property
     def images(self) -> Images:
-        table = self.rows("images", "image_id, status = 'accepted' AS accepted, class_index", last="ORDER BY image_id")
-        accepted = table["accepted"].to_numpy().copy()
+        table = parquet.read(self._images_file, ["status", "class_index"])
+        accepted = np.asarray(pc.equal(table["status"], "accepted"))
         if self.has("rejected_images"):
+            accepted = accepted.copy()
             accepted[self.rows("rejected_images", "image_id")["image_id"].to_numpy()] = False
-        classes = table["class_index"].fill_null(-1).to_numpy().astype(np.int32)
-        return Images(accepted, classes)
+        return Images(accepted, table["class_index"].fill_null(-1).to_numpy().astype(np.int32))
 
     @functools.cached_property
     def n(self) -> int:
         """Accepted images: what every tail probability is a share of."""
         return int(np.count_nonzero(self.images.accepted))
 
-    def describe_images(self, image_ids: NDArray[np.int64]) -> dict[str, list[Any]]:
-        """Path, label and class_index of images, in the order asked."""
-        wanted = image_ids.tolist()
-        columns = "image_id, path, label, class_index"
-        if len(wanted) > 10_000:  # most of the dataset: image_id is the row
-            taken = self.rows("images", columns, last="ORDER BY image_id").take(pa.array(wanted, pa.int64()))
-        else:
-            table = self.rows("images", columns, f"image_id IN ({', '.join(map(str, wanted)) or 'NULL'})")
-            place = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
-            taken = table.take(pa.array([place[image_id] for image_id in wanted], pa.int64()))
-        return {name: taken[name].to_pylist() for name in ("path", "label", "class_index")}
+    def describe_images(self, image_ids: NDArray[np.int64]) -> pa.Table:
+        """path, label and class_index of images, in the order asked."""
+        return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # image_id is the row
+
+    def lookup(self, path: Path) -> Lookup:
+        """One of the run's Parquet files, to read rows of one key from."""
+        if path not in self._lookups:
+            self._lookups[path] = Lookup(path)
+        return self._lookups[path]
+
+    def recorded(self, table: str, relative: str) -> Lookup:
+        """The same by its path in the store; `table` is what it belongs to."""
+        path = self.catalog.root / relative
+        if path not in self.files.tables.get(table, ()):
+            raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
+        return self.lookup(path)
+
+    def only(self, table: str) -> Path:
+        """The file of a table that is one file."""
+        if table not in self.files.tables:
+            raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
+        return self.files.tables[table][0]
+
+    @property
+    def _images_file(self) -> Path:
+        return self._dataset_table("images")[0]
 
     def _dataset_table(self, table: str) -> tuple[Path, ...]:
         path = self.catalog.datasets.get(self.dataset, {}).get(table)

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from store.errors import UsageError
 
-from . import catalog, classes, image_units, macros, names, pictures, similarity, unit_images
+from . import (
+    catalog,
+    classes,
+    comparison,
+    image_layers,
+    image_units,
+    macros,
+    names,
+    pictures,
+    separation,
+    similarity,
+    unit_images,
+    unit_kinds,
+)
 from .database import Database, Limits, Result
 from .dense import Dense
+from .image_units import ImageRow
+from .isolated import Isolated
 from .names import ClassName, ImageName, Unit
 from .run import Run
 from .unit_record import UnitRecord, unit_record
@@ -38,14 +55,18 @@ class Scope:
         self.path = Path(path)
         self._model_code = model_code
         self._catalog = catalog.read(self.path)
-        self._database = Database(self._catalog, limits or Limits())
+        limits = limits or Limits()
+        self._database = Database(self._catalog, limits)
+        self._isolated = Isolated(self.path, replace(limits, isolated=False), model_code) if limits.isolated else None
         self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
-        macros.register(self._database.connection, self)
+        macros.register(self._database.connection, self, self._database.expired)
         self._database.lock()
         self._probes: dict[str, Probe] = {}
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Runs one SELECT over the views and macros (docs: the views' columns); `?` takes `parameters`."""
+        if self._isolated is not None:
+            return Result(self._isolated.table(query, parameters))
         return self._database.sql(query, parameters)
 
     def top_units(
@@ -67,12 +88,9 @@ class Scope:
         _one_of(by, ("tail", "max", "mean"))
         _positive(k)
         run, found = names.find_image(self._runs(model, dataset), image)
-        dense, units = self._dense[run.name], names.units_of_layers(run, layer)
-        if isinstance(found, Path):
-            row = self._probe(run).row(found, units)
-        else:
-            row = image_units.stored_row(dense, found, units, enough=k if by == "tail" else None)
-        return image_units.ranked(dense, row, k, by)
+        units = names.units_of_layers(run, layer)
+        row = self._row_of(run, found, units, enough=k if by == "tail" else None)
+        return image_units.ranked(self._dense[run.name], row, k, by)
 
     def top_images(
         self,
@@ -115,24 +133,25 @@ class Scope:
         dataset: str | None = None,
     ) -> pd.DataFrame:
         """One image over all units, in their order: model, layer, channel, value, mean, tail_p, z, y, x, n."""
-        run, found = names.find_image(self._runs(model, dataset), image)
-        units = names.units_of_layers(run, layer)
-        if isinstance(found, Path):
-            row = self._probe(run).row(found, units)
-        else:
-            row = image_units.stored_row(self._dense[run.name], found, units)
+        run, row = self._row(image, layer, model, dataset)
         return image_units.as_frame(run, row, run.z(row.value, row.units))
 
     def similar_units(
-        self, unit: str, k: int = 10, layer: str | None = None, model: str | None = None, dataset: str | None = None
+        self,
+        unit: str,
+        k: int = 10,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
     ) -> pd.DataFrame:
         """Units whose per-image maxima correlate most with this unit's: model, layer, channel, rank, correlation, n.
 
-        Within the unit's own layer, or within `layer`.
+        Within the unit's own layer, or the layers of the globs `layer` ("*": all). Of more units than can be compared
+        at once, those are that correlate most over 4,096 images.
         """
         _positive(k)
         found = self._unit(unit, model, dataset)
-        within = None if layer is None else names.find_layer(found.run, layer)
+        within = None if layer is None else names.find_layers(found.run, layer)
         return similarity.similar_units(self._dense_of(found), found, k, within)
 
     def similar_images(
@@ -144,9 +163,10 @@ class Scope:
         dense, within = self._dense[run.name], names.find_layer(run, layer)
         if isinstance(found, Path):
             values = self._probe(run).row(found, np.arange(within.start, within.stop)).value
-            return similarity.similar_images(dense, within, k, None, values)
-        values = dense.layer_maxima(within, slice(found, found + 1))[:, 0]
-        return similarity.similar_images(dense, within, k, found, values)
+            z = similarity.standing(dense, within, values)
+            return similarity.similar_images(dense, within, k, None, z)
+        z = similarity.standing_of(dense, within, found)
+        return similarity.similar_images(dense, within, k, found, z)
 
     def both(
         self,
@@ -178,10 +198,88 @@ class Scope:
 
         model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. k=None: all.
         """
-        if k is not None:
-            _positive(k)
         run = names.the_one(self._runs(model, dataset), f"class {label}")
-        return classes.units_for_class(run, names.find_class(run, label), k, layer)
+        return classes.units_for_class(run, names.find_class(run, label), _all_or(k), layer)
+
+    def class_selectivity(
+        self,
+        k: int | None = None,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Units by class selectivity falling: model, layer, channel, rank, selectivity, top_class, label, n.
+
+        selectivity = (best class mean - mean of the others) / their sum, on per-image maxima. k=None: all units.
+        """
+        run = names.the_one(self._runs(model, dataset), "class_selectivity")
+        return unit_kinds.class_selectivity(run, names.units_of_layers(run, layer), _all_or(k))
+
+    def separating_units(
+        self,
+        images_a: ClassName | Sequence[ImageName],
+        images_b: ClassName | Sequence[ImageName],
+        k: int | None = 20,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Units that best tell two sets of images apart, by |auc - 0.5| falling.
+
+        Each set is a class (index, synset or label) or a list of images. model, layer, channel, rank, auc (near 1: high
+        on a; near 0: high on b), mean_a, mean_b, z (their difference in deviations), n_a, n_b, n. k=None: all units.
+        """
+        run = names.the_one(self._runs(model, dataset), "separating_units")
+        a, b = (names.find_images(run, images) for images in (images_a, images_b))
+        units = names.units_of_layers(run, layer)
+        return separation.separating_units(self._dense[run.name], a, b, units, _all_or(k))
+
+    def compare(
+        self,
+        model_a: str,
+        model_b: str,
+        k: int | None = 20,
+        layer: str | Sequence[str] | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Which units differ between two models, or two checkpoints, on the same images; the most changed first.
+
+        model, layer, channel, other_model, other_layer, other_channel, rank, change = 1 - correlation, correlation, n.
+        With the same layers each unit beside itself, otherwise beside the unit of model_b that goes with it best.
+        """
+        a, b = (names.the_one(self._runs(m, dataset), f"model {m}") for m in (model_a, model_b))
+        return comparison.compare(self._dense[a.name], self._dense[b.name], _all_or(k), layer)
+
+    def polysemantic_units(
+        self,
+        k: int | None = 20,
+        layer: str | Sequence[str] | None = None,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> pd.DataFrame:
+        """Units whose highest images are of several unlike classes.
+
+        model, layer, channel, rank, spread, share, classes, labels, n. share: of the stored highest images, those of
+        classes the unit fires for; spread: share x the mean distance of two of their classes, falling. k=None: all.
+        """
+        run = names.the_one(self._runs(model, dataset), "polysemantic_units")
+        return unit_kinds.polysemantic_units(run, names.units_of_layers(run, layer), _all_or(k))
+
+    def unit_states(
+        self, layer: str | Sequence[str] | None = None, model: str | None = None, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Units that are dead, always on or clipped: model, layer, channel, state, fraction_active, saturated, maximum,
+        n."""
+        run = names.the_one(self._runs(model, dataset), "unit_states")
+        return unit_kinds.unit_states(run, names.units_of_layers(run, layer))
+
+    def image_summary(self, image: ImageName, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
+        """An image layer by layer: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n.
+
+        active: units above zero; rare: units with tail_p <= 0.01, `expected` the usual number; channel: the first unit.
+        """
+        run, row = self._row(image, None, model, dataset)
+        return image_layers.image_summary(run, row)
 
     def visualization(
         self,
@@ -208,6 +306,10 @@ class Scope:
         return contact_sheet(self._dense_of(found), found)
 
     def close(self) -> None:
+        for dense in self._dense.values():
+            dense.close()
+        if self._isolated is not None:
+            self._isolated.close()
         self._database.close()
 
     def __enter__(self) -> Scope:
@@ -215,6 +317,14 @@ class Scope:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def most_images(self) -> int:
+        """Accepted images of the largest dataset."""
+        return max((run.n for run in self._all_runs), default=0)
+
+    def most_units(self) -> int:
+        """Units of the largest run."""
+        return max((run.units for run in self._all_runs), default=0)
 
     @functools.cached_property
     def _all_runs(self) -> list[Run]:
@@ -230,6 +340,17 @@ class Scope:
     def _dense_of(self, unit: Unit) -> Dense:
         return self._dense[unit.run.name]
 
+    def _row(
+        self, image: ImageName, layer: str | Sequence[str] | None, model: str | None, dataset: str | None
+    ) -> tuple[Run, ImageRow]:
+        run, found = names.find_image(self._runs(model, dataset), image)
+        return run, self._row_of(run, found, names.units_of_layers(run, layer))
+
+    def _row_of(self, run: Run, image: int | Path, units: NDArray[np.int64], enough: int | None = None) -> ImageRow:
+        if isinstance(image, Path):
+            return self._probe(run).row(image, units)
+        return image_units.stored_row(self._dense[run.name], image, units, enough)
+
     def _probe(self, run: Run) -> Probe:
         from .live import Probe
 
@@ -241,6 +362,12 @@ class Scope:
 def _one_of(by: str, allowed: Sequence[str]) -> None:
     if by not in allowed:
         raise UsageError(f"by={by!r}: expected one of {', '.join(allowed)}")
+
+
+def _all_or(k: int | None) -> int | None:
+    if k is not None:
+        _positive(k)
+    return k
 
 
 def _positive(k: int) -> None:

@@ -14,9 +14,11 @@ from store import layout
 from store.codes import CODES
 from store.errors import UsageError
 
-from .dense import Codes, Dense, Statistic
+from .dense import Codes, Dense
 from .frames import image_columns, nullable
-from .names import DatasetClass, Unit
+from .image_units import TAIL_SURE
+from .names import Unit
+from .run import DatasetClass
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,19 @@ class UnitColumn:
         return UnitColumn(**arrays, n=self.n)
 
 
-def stored_column(
-    dense: Dense, unit: Unit, ids: NDArray[np.int64] | None = None, found: dict[Statistic, Codes] | None = None
-) -> UnitColumn:
-    """Over accepted images (rising `ids`; all by default): exact from `top_examples` and `tail`, else decoded.
+def stored_column(dense: Dense, unit: Unit, ids: NDArray[np.int64], within: slice = slice(None)) -> UnitColumn:
+    """Over accepted images (rising `ids`, all `within`): exact from `top_examples` and `tail`, else decoded.
 
     A decoded value is the mean of the values with its code, and its tail_p the exact share of images that reach the
     code: at least the value's own.
     """
-    ids = np.flatnonzero(unit.run.images.accepted) if ids is None else ids
-    found = dense.unit(unit.layer, unit.channel) if found is None else found
+    code = dense.unit(unit.layer, unit.channel, "max", within)
+    return _column(dense, unit, ids, code[ids - (within.start or 0)], within)
+
+
+def _column(dense: Dense, unit: Unit, ids: NDArray[np.int64], code: Codes, within: slice) -> UnitColumn:
     book, mean_book = dense.book(unit.layer, "max"), dense.book(unit.layer, "mean")
-    code, mean_code = found["max"][ids], found["mean"][ids]
+    mean_code = dense.unit(unit.layer, unit.channel, "mean", within)[ids - (within.start or 0)]
     nowhere = np.full(len(ids), 0 if unit.layer.positions == 1 else -1, np.int32)
     column = UnitColumn(
         image_ids=ids,
@@ -72,19 +75,24 @@ def stored_column(
     stored = examples(unit, "highest")
     _override(column, stored, ("value", "mean", "rank", "y", "x"))
     _override(column, _with_tail_p(stored, unit.run.n), ("tail_p",))
-    _override(column, _tail(unit), ("value", "tail_p", "y", "x"))
+    _override(column, tail(unit), ("value", "tail_p", "y", "x"))
     return column
 
 
-def examples(unit: Unit, direction: str) -> pa.Table:
+def examples(unit: Unit, direction: str, boxes: bool = False) -> pa.Table:
     """A unit's rows of `top_examples` in order of rank."""
-    return unit.run.rows(
-        "top_examples",
-        "image_id, rank::INTEGER AS rank, value, mean, y, x, box_y0, box_x0, box_y1, box_x1",
-        "layer = ? AND channel = ? AND direction = ?",
-        [unit.layer.name, unit.channel, direction],
-        "ORDER BY rank",
+    columns = ["rank", "image_id", "value", "mean", "y", "x"]
+    columns += ["box_y0", "box_x0", "box_y1", "box_x1"] if boxes else []
+    table = unit.run.lookup(unit.run.only("top_examples")).rows(
+        columns, {"layer": unit.layer.name, "channel": unit.channel, "direction": direction}
     )
+    return table.set_column(0, "rank", pa.array(table["rank"].to_numpy().astype(np.int32)))
+
+
+def tail(unit: Unit) -> pa.Table:
+    """A unit's rows of `tail`: image_id, value, tail_p, y, x, by (max, mean) falling, image_id."""
+    lookup = unit.run.recorded("tail_by_unit", layout.tail_by_unit(unit.run.name, unit.layer.name))
+    return lookup.rows(["image_id", "value", "tail_p", "y", "x"], {"channel": unit.channel})
 
 
 def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, by: str) -> pd.DataFrame:
@@ -93,11 +101,15 @@ def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, 
     max: (max, mean) falling, image_id; exact as far as `top_examples` reaches, then by the exact and last the decoded
     values. mean: by the code of the mean, then the mean. A zero of a layer that is never negative does not count.
     """
-    found = dense.unit(unit.layer, unit.channel)
-    wanted = unit.run.images.accepted
-    if of_class is not None:
-        wanted = wanted & (unit.run.images.class_index == of_class.index)
-    column = stored_column(dense, unit, _reaching_enough(found["mean" if by == "mean" else "max"], wanted, k), found)
+    if by == "max" and of_class is None:
+        known = _with_tail_p(examples(unit, "highest"), unit.run.n)
+        if len(known) >= k:
+            return _top_frame(unit, {name: known[name].to_numpy()[:k] for name in _COLUMNS})
+    within = slice(None) if of_class is None else unit.run.images.within(of_class.index)
+    wanted = unit.run.images.of_class(None if of_class is None else of_class.index)
+    code = dense.unit(unit.layer, unit.channel, "mean" if by == "mean" else "max", within)
+    ids, code = _reaching_enough(code, wanted, within.start or 0, k)
+    column = stored_column(dense, unit, ids, within) if by == "mean" else _column(dense, unit, ids, code, within)
     column = column.take(np.flatnonzero(_counts(unit, column.value if by == "max" else column.mean)))
     if by == "max":
         place = np.where(column.rank > 0, column.rank, np.iinfo(np.int32).max)
@@ -105,13 +117,21 @@ def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, 
     else:
         keys = (column.image_ids, -column.mean, 255 - column.mean_code)
     column = column.take(np.lexsort(keys)[:k])
-    return _ranked(unit, column.image_ids).assign(
-        value=column.value,
-        mean=column.mean,
-        tail_p=column.tail_p,
-        y=nullable(column.y),
-        x=nullable(column.x),
-        n=column.n,
+    return _top_frame(unit, {"image_id": column.image_ids} | {name: getattr(column, name) for name in _COLUMNS[1:]})
+
+
+_COLUMNS = ("image_id", "value", "mean", "tail_p", "y", "x")
+
+
+def _top_frame(unit: Unit, columns: dict[str, NDArray[Any]]) -> pd.DataFrame:
+    return _ranked(
+        unit,
+        columns["image_id"],
+        value=columns["value"],
+        mean=columns["mean"],
+        tail_p=columns["tail_p"],
+        y=nullable(columns["y"]),
+        x=nullable(columns["x"]),
     )
 
 
@@ -131,19 +151,20 @@ def lowest_images(unit: Unit, k: int, of_class: DatasetClass | None) -> pd.DataF
     table = table.slice(0, k)
     reached = np.searchsorted(stored, table["value"].to_numpy(), side="right")
     known = (reached < len(stored)) | (len(stored) == unit.run.n)
-    return _ranked(unit, table["image_id"].to_numpy()).assign(
+    return _ranked(
+        unit,
+        table["image_id"].to_numpy(),
         value=table["value"].to_numpy(),
         mean=table["mean"].to_numpy(),
         tail_p=np.where(known, reached / unit.run.n, np.nan),
         y=nullable(table["y"].to_numpy()),
         x=nullable(table["x"].to_numpy()),
-        n=unit.run.n,
     )
 
 
 def activations(dense: Dense, unit: Unit) -> pd.DataFrame:
     """image_id, path, label, class_index, value, mean, tail_p, exact, y, x, n over all accepted images."""
-    column = stored_column(dense, unit)
+    column = stored_column(dense, unit, unit.run.images.all)
     return pd.DataFrame(
         {
             **image_columns(unit.run, column.image_ids),
@@ -162,23 +183,63 @@ def both(dense_a: Dense, a: Unit, dense_b: Dense, b: Unit, k: int, without: bool
     """Images on which both units are high: by the larger of the two tail_p, then their sum, then image_id.
 
     `without`: a is high and b is not (b at zero, or below its median image): by a's tail_p, then b's falling, image_id.
+    Images in both sure tails, or in a's, come before all others: where they are enough, nothing else is looked at.
     """
     if a.run.dataset != b.run.dataset:
         raise UsageError(f"{a.name} and {b.name} were measured on different datasets ({a.run.name}, {b.run.name})")
-    one, other = stored_column(dense_a, a), stored_column(dense_b, b)
-    ids = np.intersect1d(one.image_ids, other.image_ids)
-    one, other = (c.take(np.searchsorted(c.image_ids, ids)) for c in (one, other))
-    on_a, on_b = _counts(a, one.value), _counts(b, other.value)
-    p, q = one.tail_p, other.tail_p
+    ids = _in_tail(a) if without else np.intersect1d(_in_tail(a), _in_tail(b), assume_unique=True)
+    found = _together(dense_a, a, dense_b, b, ids, k, without)
+    if len(found) < k:
+        ids = np.flatnonzero(a.run.images.accepted & b.run.images.accepted)
+        found = _together(dense_a, a, dense_b, b, ids, k, without)
+    return found
+
+
+def _in_tail(unit: Unit) -> NDArray[np.int64]:
+    """Images with tail_p <= 0.01, rising: all of them are in `tail`."""
+    table = tail(unit)
+    ids: NDArray[np.int64] = table["image_id"].to_numpy()[table["tail_p"].to_numpy() <= TAIL_SURE]
+    return np.sort(ids)
+
+
+def _together(
+    dense_a: Dense, a: Unit, dense_b: Dense, b: Unit, ids: NDArray[np.int64], k: int, without: bool
+) -> pd.DataFrame:
+    (value_a, p), (value_b, q) = (_values(dense, unit, ids) for dense, unit in ((dense_a, a), (dense_b, b)))
+    on_a, on_b = _counts(a, value_a), _counts(b, value_b)
     if without:
         kept, keys = on_a & (~on_b | (q > 0.5)), (ids, -q, p)
     else:
         kept, keys = on_a & on_b, (ids, p + q, np.maximum(p, q))
     rows = np.flatnonzero(kept)
     rows = rows[np.lexsort(tuple(key[rows] for key in keys))[:k]]
-    return _ranked(a, ids[rows]).assign(
-        value_a=one.value[rows], tail_p_a=p[rows], value_b=other.value[rows], tail_p_b=q[rows], n=one.n
-    )
+    return _ranked(a, ids[rows], value_a=value_a[rows], tail_p_a=p[rows], value_b=value_b[rows], tail_p_b=q[rows])
+
+
+def _values(dense: Dense, unit: Unit, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """value and tail_p of a unit on accepted images (rising ids); the codes are not read where `tail` has them all."""
+    exact = tail(unit)
+    place, where = _places(exact["image_id"].to_numpy(), ids)
+    if len(where) == len(ids):
+        value, tail_p = np.empty(len(ids), np.float32), np.empty(len(ids))
+    else:
+        code, book = dense.unit(unit.layer, unit.channel, "max")[ids], dense.book(unit.layer, "max")
+        value, tail_p = book.means[unit.channel][code], book.tail_p[unit.channel][code]
+        _fill(ids, _with_tail_p(examples(unit, "highest"), unit.run.n), value, tail_p)
+    value[where], tail_p[where] = (exact[name].to_numpy()[place] for name in ("value", "tail_p"))
+    return value, tail_p
+
+
+def _fill(ids: NDArray[np.int64], table: pa.Table, value: NDArray[np.float32], tail_p: NDArray[np.float64]) -> None:
+    place, where = _places(table["image_id"].to_numpy(), ids)
+    value[where], tail_p[where] = (table[name].to_numpy()[place] for name in ("value", "tail_p"))
+
+
+def _places(found: NDArray[np.int64], ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `found` are among `ids` (rising), and where there."""
+    where = np.searchsorted(ids, found)
+    inside = np.flatnonzero(ids[np.minimum(where, len(ids) - 1)] == found) if len(ids) else np.zeros(0, np.intp)
+    return inside, where[inside]
 
 
 def _counts(unit: Unit, values: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -186,17 +247,20 @@ def _counts(unit: Unit, values: NDArray[np.float32]) -> NDArray[np.bool_]:
     return (values > 0) | unit.layer.signed
 
 
-def _reaching_enough(code: Codes, wanted: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
-    """The wanted images of the highest codes that together hold k: the first k are among them."""
-    reaching = np.cumsum(np.bincount(code[wanted], minlength=CODES)[::-1])[::-1]
+def _reaching_enough(code: Codes, wanted: NDArray[np.int64], start: int, k: int) -> tuple[NDArray[np.int64], Codes]:
+    """The wanted images of the highest codes that together hold k (the first k are among them), and their codes.
+
+    code: of the images from `start` on; wanted: rising ids.
+    """
+    found = code[wanted - start] if len(wanted) < len(code) else code
+    reaching = np.cumsum(np.bincount(found, minlength=CODES)[::-1])[::-1]
     least = int(np.flatnonzero(reaching >= k)[-1]) if reaching[0] >= k else 0
-    return np.flatnonzero(wanted & (code >= least))
+    rows = np.flatnonzero(found >= least)
+    return wanted[rows], found[rows]
 
 
 def _override(column: UnitColumn, table: pa.Table, names: tuple[str, ...]) -> None:
-    image_ids = table["image_id"].to_numpy()
-    here = np.isin(image_ids, column.image_ids)
-    rows = np.searchsorted(column.image_ids, image_ids[here])
+    here, rows = _places(table["image_id"].to_numpy(), column.image_ids)
     for name in names:
         getattr(column, name)[rows] = table[name].to_numpy()[here]
     column.exact[rows] = True
@@ -206,19 +270,11 @@ def _with_tail_p(stored: pa.Table, n: int) -> pa.Table:
     """Highest examples with their tail_p: how many are as high. Not ties of the last: more may lie beyond."""
     falling = -stored["value"].to_numpy()
     reached = np.searchsorted(falling, falling, side="right")
-    known = (reached < len(falling)) | (len(falling) == n)
-    return stored.append_column("tail_p", pa.array(reached / n)).filter(pa.array(known))
+    known = int(np.count_nonzero((reached < len(falling)) | (len(falling) == n)))
+    return stored.slice(0, known).append_column("tail_p", pa.array(reached[:known] / n))
 
 
-def _tail(unit: Unit) -> pa.Table:
-    run = unit.run
-    relative = layout.tail_by_unit(run.name, unit.layer.name)
-    path = run.catalog.root / relative
-    if path not in run.files.tables.get("tail_by_unit", ()):
-        raise UsageError(f"run {run.name} has no {relative} yet: finish it with `unitscope run`")
-    return run.rows_of([path], "image_id, value, tail_p, y, x", "channel = ?", [unit.channel])
-
-
-def _ranked(unit: Unit, ids: NDArray[np.int64]) -> pd.DataFrame:
-    """rank, image_id, path, label, class_index."""
-    return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **image_columns(unit.run, ids)})
+def _ranked(unit: Unit, ids: NDArray[np.int64], **columns: Any) -> pd.DataFrame:
+    """rank, image_id, path, label, class_index, then these columns, then n."""
+    images = image_columns(unit.run, ids)
+    return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **images, **columns, "n": unit.run.n})

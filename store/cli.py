@@ -59,4 +59,34 @@ def verify(ctx: click.Context, store: str) -> None:
     click.echo(f"{report.files} files, {report.size:,} bytes: every one as it was committed")
 
 
-COMMANDS = {"status": status, "verify": verify}
+@click.command()
+@click.argument("store")
+@click.option("--run", required=True, metavar="MODEL@DATASET", help="Which run.")
+@click.option("--to", required=True, metavar="DIR", help="A new folder, which becomes a store.")
+@click.option("--layers", multiple=True, metavar="GLOB", help="Only matching layers; may be repeated. All without.")
+def export(store: str, run: str, to: str, layers: tuple[str, ...]) -> None:
+    """Write a smaller store: one run of STORE, or some of its layers, to hand to a colleague.
+
+    It holds everything about those layers: tables, the dense record, top examples with their pictures, feature
+    visualizations; and all images and classes of the dataset. `unitscope verify` and all questions work on it.
+
+    \b
+    Examples:
+      unitscope export stores/demo --run tf_efficientnet_lite0@demo --to copy
+      unitscope export stores/demo --run tf_efficientnet_lite0@demo --to small --layers 'blocks.5.*'
+    """
+    from tqdm import tqdm
+
+    from store import export as exporting
+
+    with tqdm(desc="export", unit="file", mininterval=0.5, leave=False) as bar:
+
+        def advance(path: str) -> None:
+            bar.update()
+
+        exporting.export(Path(store), run, Path(to), layers, advance)
+    size = sum(path.stat().st_size for path in Path(to).rglob("*") if path.is_file())
+    click.echo(f"{to}: {run}, {size:,} bytes; `unitscope verify {to}` checks it")
+
+
+COMMANDS = {"status": status, "verify": verify, "export": export}

@@ -6,9 +6,15 @@ FORMAT_VERSION = 1
 BLOCK = 65_536  # images in one file of the image-major dense record
 
 MANIFEST = "manifest.json"
+VIEWS = "views.sql"
 COMMITS = "commits"
 LOGS = "logs"
 PARTIALS = "partials"
+
+
+def image_chunk(units: int) -> tuple[int, int]:
+    """Images and units in one chunk of it: an image's row is read alone where that is 16 KiB or more."""
+    return max(1, (16 << 10) // units), units
 
 
 def run_name(model: str, dataset: str) -> str:
@@ -31,6 +37,10 @@ def table(run: str, name: str) -> str:
     return f"runs/{run}/tables/{name}.parquet"
 
 
+def class_stats_by_class(run: str) -> str:
+    return f"runs/{run}/tables/class_stats_by_class.parquet"
+
+
 def tail_by_unit(run: str, layer: str) -> str:
     return f"runs/{run}/tables/tail_by_unit/{layer}.parquet"
 
@@ -45,6 +55,10 @@ def array(run: str, name: str) -> str:
 
 def codes_by_image(run: str, block: int) -> str:
     return f"runs/{run}/arrays/codes_by_image/{block:05d}.h5"
+
+
+def coordinates(run: str, block: int) -> str:
+    return f"runs/{run}/arrays/coordinates/{block:05d}.h5"
 
 
 def codes_by_unit(run: str, layer: str) -> str:

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from .errors import UsageError
 from .schema import Field, Table
 
-ROW_GROUP = 131_072
 _TYPES = {
     "name": pa.dictionary(pa.int32(), pa.string()), "text": pa.string(), "bool": pa.bool_(),
     "int16": pa.int16(), "int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32(), "float64": pa.float64(),
@@ -56,7 +55,7 @@ def write(path: Path, table: Table, data: pa.Table) -> None:
         path,
         compression="zstd",
         compression_level=3,
-        row_group_size=ROW_GROUP,
+        row_group_size=table.row_group,
         use_dictionary=[f.name for f in table.fields if f.kind == "name"],
         column_encoding=encodings or None,
         write_page_checksum=True,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import layout
+from . import layout, views
 from .errors import UsageError
 
 TEMPORARY = ".tmp-"
@@ -73,11 +73,13 @@ class Publication:
         self._pending[relative] = _temporary(final)
         return self._pending[relative]
 
-    def commit(self, facts: dict[str, Any] | None = None) -> Record:
-        files = tuple(
+    def commit(self, facts: dict[str, Any] | None = None, gone: Iterable[File] = ()) -> Record:
+        """`gone`: partials that a copied record lists and nobody needs any more."""
+        written = [
             File(relative, temporary.stat().st_size, _sync_and_hash(temporary))
-            for relative, temporary in sorted(self._pending.items())
-        )
+            for relative, temporary in self._pending.items()
+        ]
+        files = tuple(sorted([*written, *gone], key=lambda file: file.path))
         new = Record(self.run, self.stage, self.shard, self.fingerprint, files, facts or {})
         place = self.root / layout.record(self.run, self.stage, self.shard)
         if place.exists():
@@ -103,8 +105,14 @@ class Publication:
 
 
 def write_manifest(root: Path) -> None:
-    """Rewrites `manifest.json`: the sorted union of all commit records."""
-    replace_text(root / layout.MANIFEST, manifest_text(records(root)))
+    """Rewrites `manifest.json`, the sorted union of all commit records, and `views.sql`."""
+    found = records(root)
+    replace_text(root / layout.VIEWS, views_text(found))
+    replace_text(root / layout.MANIFEST, manifest_text(found))
+
+
+def views_text(found: Iterable[Record]) -> str:
+    return views.script(file.path for _, file in files_of(found))
 
 
 def manifest_text(found: Iterable[Record]) -> str:
@@ -117,7 +125,8 @@ def ensure_store(root: Path) -> None:
     if not manifest.exists():
         root.mkdir(parents=True, exist_ok=True)
         if any(
-            p.name not in (layout.COMMITS, layout.LOGS) and not p.name.startswith(TEMPORARY) for p in root.iterdir()
+            p.name not in (layout.COMMITS, layout.LOGS, layout.VIEWS) and not p.name.startswith(TEMPORARY)
+            for p in root.iterdir()
         ):
             raise UsageError(f"{root} is neither empty nor a unitscope store: choose another --store")
         replace_text(manifest, manifest_text([]))

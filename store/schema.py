@@ -21,6 +21,7 @@ class Table:
     name: str
     about: str
     fields: tuple[Field, ...]
+    row_group: int = 131_072  # rows; few where one unit's, image's or class's rows are read alone
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ IMAGES = Table("images", "one row a file of a dataset, rejected ones too", (
     _f("source_file", "text", "the shard that holds it, for tar and Parquet sources", null=True),
     _f("offset", "int64", "where its bytes begin in a tar; its row in a Parquet file", null=True),
     _f("length", "int64", "bytes"),
-))  # fmt: skip
+), row_group=16_384)  # fmt: skip
 REJECTED = Table("rejected_images", "pictures the index passed and the scan could not decode", (
     MODEL, DATASET, IMAGE_ID, _f("reason", "text", "why"),
 ))  # fmt: skip
@@ -142,26 +143,26 @@ TOP_EXAMPLES = Table("top_examples", "the exact strongest images of every unit, 
     _f("box_x0", "int32", "first column"),
     _f("box_y1", "int32", "one past the last row"),
     _f("box_x1", "int32", "one past the last column"),
-))  # fmt: skip
+), row_group=16_384)  # fmt: skip
 TAIL = Table("tail", "exact values where a unit fires unusually high: tail_p <= 0.01, or among its first 20 images", (
     MODEL, DATASET, LAYER, CHANNEL,
     _f("image_id", "int64", "the image"),
     _f("value", "float32", "its maximum"),
     _f("tail_p", "float64", "share of accepted images with at least this value"), Y, X,
-))  # fmt: skip
+), row_group=16_384)  # fmt: skip
 CLASS_STATS = Table("class_stats", "one row a unit and class", (
     MODEL, DATASET, LAYER, CHANNEL,
     _f("class_index", "int32", "class"),
     _f("mean_max", "float32", "mean of the per-image maxima in the class"),
     _f("auc", "float32", "area under ROC, this class against the rest, ties half; NULL under 10 images", null=True),
-))  # fmt: skip
+), row_group=16_384)  # fmt: skip
 NEIGHBORS = Table("neighbors", "units whose per-image maxima go together, within a layer", (
     MODEL, DATASET, LAYER, CHANNEL,
     _f("rank", "int16", "1 is the most similar"),
     _f("other_layer", "name", "layer of the other unit"),
     _f("other_channel", "int32", "channel of the other unit"),
     _f("correlation", "float32", "Pearson over per-image maxima; dead units have no rows"),
-))  # fmt: skip
+), row_group=16_384)  # fmt: skip
 VISUALIZATIONS = Table("visualizations", "one row a feature visualization", (
     MODEL, DATASET, LAYER,
     _f("channel", "int32", "the unit's channel in its layer, from 0; -1 where the picture is of the whole layer"),

@@ -86,6 +86,8 @@ def _check_manifest(root: Path, records: list[Record], complete: bool) -> list[P
     unfinished = not any(r.shard == "finish" for r in records)
     if complete and not unfinished and text != publish.manifest_text(records):
         return [Problem(layout.MANIFEST, "is not the union of the commit records: the run was cut off; run it again")]
+    if complete and not unfinished and _text(root / layout.VIEWS) != publish.views_text(records):
+        return [Problem(layout.VIEWS, "is not what the commit records make: run the config again, or repair")]
     return []
 
 

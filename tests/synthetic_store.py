@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.statistics import components
 from store import codes, hdf5, layout, parquet, publish, schema
 from store.hdf5 import Array
 
@@ -176,10 +177,11 @@ def _description(made: Synthetic, names: dict[str, str]) -> dict[schema.Table, d
             "layer_index": list(range(len(LAYERS))), "layer": [x.name for x in LAYERS], "op": [x.op for x in LAYERS],
             "channels": [x.channels for x in LAYERS], "height": [x.side for x in LAYERS],
             "width": [x.side for x in LAYERS], "signed": [x.signed for x in LAYERS],
-            "upper_bound": [6.0, None, None], "rf_size": [8, 16, None], "rf_stride": [4, 8, None],
-            "rf_offset": [-2, -4, None], "rf_global": [False, False, True], "rf_gated": [False] * 3,
+            "upper_bound": [6.0, None, None][: len(LAYERS)], "rf_size": [8, 16, None][: len(LAYERS)],
+            "rf_stride": [4, 8, None][: len(LAYERS)], "rf_offset": [-2, -4, None][: len(LAYERS)],
+            "rf_global": [False, False, True][: len(LAYERS)], "rf_gated": [False] * len(LAYERS),
         },
-        schema.EDGES: names | {"source": [LAYERS[0].name, LAYERS[1].name], "target": [LAYERS[1].name, LAYERS[2].name]},
+        schema.EDGES: names | {"source": [x.name for x in LAYERS[:-1]], "target": [x.name for x in LAYERS[1:]]},
         schema.REJECTED: names | {"image_id": [11], "reason": [REJECTED[11]]},
     }  # fmt: skip
 
@@ -204,6 +206,9 @@ def _fold_units(made: Synthetic, out: publish.Publication, names: dict[str, str]
         (schema.NEIGHBORS, neighbors),
     ):  # fmt: skip
         parquet.write(out.path(layout.table(made.run, table.name)), table, _concat(pieces))
+    by_class = _concat(stats)
+    by_class = by_class.take(np.argsort(by_class["class_index"].to_numpy(), kind="stable"))
+    parquet.write(out.path(layout.class_stats_by_class(made.run)), schema.CLASS_STATS, by_class)
     merged = _concat(by_image)
     merged = merged.take(np.argsort(merged["image_id"].to_numpy(), kind="stable"))
     parquet.write(out.path(layout.tail_by_image(made.run, 0)), schema.TAIL, merged)
@@ -302,11 +307,15 @@ def _neighbors_of(made: Synthetic, layer: SyntheticLayer, channel: int) -> dict[
 
 def _write_codes(made: Synthetic, out: publish.Publication) -> None:
     books: dict[str, Array] = {}
+    compared: dict[str, Array] = {}
+    places: dict[str, Array] = {}
+    samples: list[NDArray[np.uint8]] = []
     whole: dict[str, list[NDArray[np.uint8]]] = {"max": [], "mean": []}
     for layer in LAYERS:
         dense = {}
         for name, values in (("max", made.maxima(layer.name)), ("mean", made.means(layer.name))):
-            edges = codes.edges(values[made.ids[:: made.sample]], layer.signed)
+            resolution = codes.MAX if name == "max" else codes.MEAN
+            edges = codes.edges(values[made.ids[:: made.sample]], layer.signed, resolution)
             coded = codes.encode(values[made.ids], edges)
             counts, means = codes.counts_and_means(values[made.ids], coded)
             for key, array in (("edges", edges), ("counts", counts), ("means", means)):
@@ -314,11 +323,27 @@ def _write_codes(made: Synthetic, out: publish.Publication) -> None:
             full = np.zeros(values.shape, np.uint8)
             full[made.ids] = coded
             whole[name].append(full)
-            dense[name] = Array(full.T, (1, layout.BLOCK), "gzip")
+            dense[name] = Array(full.T, (1, layout.BLOCK), "huffman")
+            if name == "max":
+                found = components.principal(_correlation(means[np.arange(layer.channels), coded.astype(int)]))
+                near, length = components.coordinates(full, codes.standardized(counts, means), found)
+                samples.append(coded[codes.sample(len(coded))].T)
+                compared |= {f"{layer.name}/directions": Array(found.directions)}
+                compared |= {f"{layer.name}/deviations": Array(found.deviations)}
+                places |= {f"{layer.name}/coordinates": Array(near), f"{layer.name}/lengths": Array(length)}
         hdf5.write(out.path(layout.codes_by_unit(made.run, layer.name)), dense)
     hdf5.write(out.path(layout.array(made.run, "codes")), books)
-    blocks = {name: Array(np.concatenate(parts, 1), None, "gzip") for name, parts in whole.items()}
+    blocks = {name: Array(np.concatenate(parts, 1), None, "huffman") for name, parts in whole.items()}
     hdf5.write(out.path(layout.codes_by_image(made.run, 0)), blocks)
+    hdf5.write(out.path(layout.coordinates(made.run, 0)), places)
+    hdf5.write(out.path(layout.array(made.run, "components")), compared)
+    hdf5.write(out.path(layout.array(made.run, "sample")), {"max": Array(np.concatenate(samples))})
+
+
+def _correlation(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """0 for a unit that never varies."""
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.corrcoef(values.T.astype(np.float64)))
 
 
 def _examples(made: Synthetic) -> None:

@@ -223,7 +223,7 @@ def test_top_images(made: Synthetic, scope: Scope, layer: SyntheticLayer, channe
 @each_unit
 def test_top_images_by_mean(made: Synthetic, scope: Scope, layer: SyntheticLayer, channel: int) -> None:
     mean = made.means(layer.name)[made.ids, channel]
-    coded = codes.encode(mean[:, None], codes.edges(mean[:, None], layer.signed))[:, 0]
+    coded = codes.encode(mean[:, None], codes.edges(mean[:, None], layer.signed, codes.MEAN))[:, 0]
     code_of = dict(zip(made.ids.tolist(), coded.tolist(), strict=True))
     frame = scope.top_images(f"{layer.name}:{channel}", 1000, by="mean")
     assert sorted(frame["image_id"]) == sorted(made.ids[(mean > 0) | layer.signed])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -114,79 +113,6 @@ def test_macro_errors_are_one_plain_line(scope: Scope) -> None:
         with pytest.raises(UsageError) as caught:
             scope.sql(f"SELECT * FROM {text}")
         assert str(caught.value) == wanted
-
-
-HOSTILE = [
-    "COPY units TO 'out.csv'",
-    "COPY (SELECT 1) TO '{recorded}'",
-    "EXPORT DATABASE 'out'",
-    "ATTACH 'out.db'",
-    "ATTACH '{outside}' AS other",
-    "PRAGMA database_list",
-    "PRAGMA enable_profiling",
-    "SET threads = 1",
-    "RESET enable_external_access",
-    "SET enable_external_access = true",
-    "INSTALL httpfs",
-    "LOAD httpfs",
-    "CREATE TABLE t AS SELECT 1",
-    "CREATE VIEW units AS SELECT 1",
-    "DROP VIEW units",
-    "INSERT INTO units SELECT * FROM units",
-    "CALL enable_logging()",
-    "CHECKPOINT",
-    "SELECT 1; SELECT 2",
-    "SELECT 1; DROP VIEW units",
-    "EXPLAIN ANALYZE SELECT 1",
-    "BEGIN",
-    "",
-    "SELECT * FROM read_text('/etc/passwd')",
-    "SELECT * FROM read_blob('/etc/passwd')",
-    "SELECT * FROM read_csv('/etc/passwd')",
-    "SELECT * FROM read_csv('{outside}')",
-    "SELECT * FROM '{outside}'",
-    "SELECT * FROM glob('/etc/*')",
-    "SELECT * FROM glob('{folder}/*')",
-    "SELECT * FROM read_parquet('{unrecorded}')",
-    "SELECT * FROM read_parquet('{folder}/../*/*.parquet')",
-    "SELECT * FROM read_parquet('http://127.0.0.1:1/x.parquet')",
-    "SELECT * FROM sniff_csv('/etc/passwd')",
-    "SELECT * FROM read_duckdb('{outside}')",
-    "SELECT * FROM query('COPY units TO ''out.csv''')",
-    "SELECT * FROM enable_logging(storage := 'file', storage_path := 'out')",
-    "SELECT * FROM made",
-    "SELECT * FROM sqlite_scan('out.db', 't')",
-    "WITH gone AS (DELETE FROM units RETURNING *) SELECT * FROM gone",
-]
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_sql_fails_in_one_line_and_writes_nothing(
-    made: Synthetic, scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "outside.csv").write_text("a,b\n1,2\n")
-    folder = made.root / "datasets" / made.dataset
-    unrecorded = folder / "unrecorded.parquet"
-    unrecorded.write_bytes((folder / "images.parquet").read_bytes())
-    before = fingerprint(made.root), fingerprint(tmp_path)
-    names = {
-        "outside": tmp_path / "outside.csv", "recorded": folder / "images.parquet", "folder": folder,
-        "unrecorded": unrecorded,
-    }  # fmt: skip
-    for key, path in names.items():
-        text = text.replace("{" + key + "}", str(path))
-    with pytest.raises(UsageError) as caught:
-        scope.sql(text)
-    assert str(caught.value).startswith("SQL: ")
-    assert "\n" not in str(caught.value)
-    assert (fingerprint(made.root), fingerprint(tmp_path)) == before
-    assert scope.sql("SELECT count(*) FROM units").fetchone() == (18,), "the scope must still answer"
 
 
 def test_python_variables_are_out_of_reach(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_one_flipped_bit_in_any_kind_of_file_is_named(copy: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = _kinds(copy)
     assert len(kinds) >= 12
-    assert {p.suffix for p in kinds} == {".json", ".toml", ".parquet", ".h5"}
+    assert {p.suffix for p in kinds} == {".json", ".toml", ".parquet", ".h5", ".sql"}
     for path in kinds:
         whole = path.read_bytes()
         _flip(path, int(rng.integers(len(whole))))

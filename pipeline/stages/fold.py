@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline import config as configs
 from pipeline.job import Job, Shard, Stage
@@ -15,8 +16,10 @@ from pipeline.receptive import boxes
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
 from pipeline.stages.partials import ScanPartials
+from pipeline.statistics import components
+from pipeline.statistics.components import Components
 from pipeline.timing import phase
-from store import hdf5, layout, parquet, schema
+from store import codes, hdf5, layout, parquet, schema
 from store.errors import UsageError
 from store.hdf5 import Array
 from store.publish import Publication, Record
@@ -38,6 +41,11 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     partials = ScanPartials(job)
     if not len(partials.ids):
         raise UsageError(f"{job.run}: no picture could be decoded, there is nothing to fold")
+    return fold_shard(job, partials, shard, advance)
+
+
+def fold_shard(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
+    """Folds one layer, one block of images, or the rest, whatever the partials are read from."""
     if shard.name == "finish":
         record = _finish(job, partials, shard)
     elif shard.layer:
@@ -68,7 +76,7 @@ def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callabl
             parquet.write(path, table, _join(table, names, pieces))
         path = out.path(layout.tail_by_unit(run, layer.name))
         parquet.write(path, schema.TAIL, _join(schema.TAIL, names, result.tail))
-        _write_arrays(job, out, shard, result)
+        _write_arrays(job, out, shard, result, partials.ids)
         return out.commit()
 
 
@@ -76,25 +84,29 @@ def _join(table: Table, names: Columns, pieces: Sequence[Columns]) -> pa.Table:
     return pa.concat_tables([parquet.to_arrow(table, names | piece) for piece in pieces]).unify_dictionaries()
 
 
-def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult) -> None:
+def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult, ids: NDArray[np.int64]) -> None:
     images = len(job.images)
     dense = {}
     for name, blocks in result.codes.items():
         coded = np.concatenate(blocks, axis=1)
         full = np.zeros((coded.shape[1], images), np.uint8)  # rejected pictures keep code 0
-        full[:, ScanPartials(job).ids] = coded.T
-        dense[name] = Array(full, (1, layout.BLOCK), "gzip")
+        full[:, ids] = coded.T
+        dense[name] = Array(full, (1, layout.BLOCK), "huffman")
     hdf5.write(out.path(layout.codes_by_unit(job.run, shard.layer)), dense)
     arrays = {name: Array(np.concatenate(pieces)) for name, pieces in result.edges.items()}
     offsets = np.cumsum([0, *(int(n) for s in result.sketches for n in np.diff(s.offsets))])
     arrays["sketch/offsets"] = Array(offsets.astype(np.int64))
     arrays["sketch/bins"] = Array(np.concatenate([s.bins for s in result.sketches]))
     arrays["sketch/counts"] = Array(np.concatenate([s.counts for s in result.sketches]))
+    if result.components is not None:
+        arrays["directions"] = Array(result.components.directions)
+        arrays["deviations"] = Array(result.components.deviations)
+    arrays["sample"] = Array(np.concatenate(result.codes["max"], axis=1)[codes.sample(len(ids))].T)
     hdf5.write(out.path(layout.partial(job.run, "fold", f"{shard.name}.h5")), arrays)
 
 
 def _fold_block(job: Job, shard: Shard) -> Record:
-    """The image-major copies of the dense record and of the tail, for one range of image ids."""
+    """The image-major copies of the dense record and of the tail, and where images lie, for one range of image ids."""
     block, count = shard.first // layout.BLOCK, shard.last - shard.first
     units = int(job.units.offsets[-1])
     with job.publication("fold", shard.name) as out:
@@ -104,8 +116,9 @@ def _fold_block(job: Job, shard: Shard) -> Record:
             for place, layer in enumerate(job.layers):
                 with hdf5.reading(job.root / layout.codes_by_unit(job.run, layer.name)) as file:
                     data[:, job.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
-            arrays[name] = Array(data, (16, units), "gzip")
+            arrays[name] = Array(data, layout.image_chunk(units), "huffman")
         hdf5.write(out.path(layout.codes_by_image(job.run, block)), arrays)
+        hdf5.write(out.path(layout.coordinates(job.run, block)), _coordinates(job, arrays["max"].data))
         tails = []
         for layer in job.layers:
             tail = parquet.read(job.root / layout.tail_by_unit(job.run, layer.name))
@@ -118,6 +131,29 @@ def _fold_block(job: Job, shard: Shard) -> Record:
         return out.commit()
 
 
+def _coordinates(job: Job, data: NDArray[np.uint8]) -> dict[str, Array]:
+    """Each image's place among the layer's principal components, from its codes [n, U]."""
+    arrays: dict[str, Array] = {}
+    for place, layer in enumerate(job.layers):
+        standard, found = _standard_and_components(job, place, layer.name)
+        near, length = components.coordinates(data[:, job.units.slice(place)], standard, found)
+        arrays[f"{layer.name}/coordinates"], arrays[f"{layer.name}/lengths"] = Array(near), Array(length)
+    return arrays
+
+
+def _standard_and_components(job: Job, place: int, name: str) -> tuple[NDArray[np.float32], Components]:
+    """From the layer's partial, or, when a block is repaired after the last shard, from where that left it."""
+    partial = job.root / layout.partial(job.run, "fold", f"layer-{place:04d}.h5")
+    if partial.exists():
+        places, prefix = (partial, partial), ""
+    else:
+        places = job.root / layout.array(job.run, "codes"), job.root / layout.array(job.run, "components")
+        prefix = f"{name}/"
+    counts, means = (hdf5.read(places[0], f"{prefix}max/{key}") for key in ("counts", "means"))
+    directions, deviations = (hdf5.read(places[1], f"{prefix}{key}") for key in ("directions", "deviations"))
+    return codes.standardized(counts, means), Components(directions, deviations)
+
+
 def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
     run, names = job.run, {"model": job.model.name, "dataset": job.dataset}
     with job.publication("fold", shard.name) as out:
@@ -127,7 +163,11 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
                 for i in range(len(job.layers))
             ]
             path = out.path(layout.table(run, table.name))
-            parquet.write(path, table, pa.concat_tables(parts).unify_dictionaries())
+            merged = pa.concat_tables(parts).unify_dictionaries()
+            parquet.write(path, table, merged)
+            if table is schema.CLASS_STATS:
+                order = np.argsort(merged["class_index"].to_numpy(), kind="stable")
+                parquet.write(out.path(layout.class_stats_by_class(run)), table, merged.take(order))
         for table, columns in description_tables(job).items():
             parquet.write_columns(out.path(layout.table(run, table.name)), table, columns)
         parquet.write_columns(out.path(layout.table(run, "rejected_images")), schema.REJECTED, names | {
@@ -135,6 +175,7 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
         })  # fmt: skip
         _write_predictions(job, partials, out, names)
         _write_edges_and_sketches(job, out)
+        _write_comparison(job, out)
         out.path(layout.config(run)).write_text(configs.to_toml(job.keys))
         return out.commit({"images": len(partials.ids), "rejected": len(partials.rejected)})
 
@@ -167,6 +208,20 @@ def _write_edges_and_sketches(job: Job, out: Publication) -> None:
                 sketches[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, f"sketch/{key}")[()], None, "gzip")
     hdf5.write(out.path(layout.array(job.run, "codes")), edges)
     hdf5.write(out.path(layout.array(job.run, "sketches")), sketches)
+
+
+def _write_comparison(job: Job, out: Publication) -> None:
+    """What finds like units and like images first: a sample of the record, and the layers' principal components."""
+    arrays: dict[str, Array] = {}
+    samples = []
+    for i, layer in enumerate(job.layers):
+        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{i:04d}.h5")) as file:
+            for key in ("directions", "deviations"):
+                arrays[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, key)[()])
+            samples.append(hdf5.dataset(file, "sample")[()])
+    hdf5.write(out.path(layout.array(job.run, "components")), arrays)
+    sample = {"max": Array(np.concatenate(samples), (64, codes.SAMPLE), "huffman")}
+    hdf5.write(out.path(layout.array(job.run, "sample")), sample)
 
 
 STAGE = Stage("fold", "unit", _phases, _run, at_once=lambda job: job.streams)

@@ -13,7 +13,8 @@ from pipeline.graph import Layer
 from pipeline.job import Job
 from pipeline.measuring import positions
 from pipeline.stages.partials import ScanPartials
-from pipeline.statistics import coding, correlation, moments, ranking
+from pipeline.statistics import coding, components, correlation, moments, ranking
+from pipeline.statistics.components import Components
 from store import codes, sketch
 
 MEMORY = 64 << 20  # bytes of one statistic held at a time, whatever the number of images
@@ -40,6 +41,7 @@ class LayerResult:
     tail: list[Columns] = field(default_factory=list)
     class_stats: list[Columns] = field(default_factory=list)
     neighbors: Columns = field(default_factory=dict)
+    components: Components | None = None
     codes: dict[str, list[NDArray[np.uint8]]] = field(default_factory=lambda: {"max": [], "mean": []})
     edges: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
     sketches: list[sketch.Sketch] = field(default_factory=list)
@@ -70,7 +72,7 @@ def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[
         result.class_stats.append(_class_stats(block, classes))
         _dense(layer, block, result)
         advance(channels.stop - channels.start)
-    result.neighbors = _neighbors(partials, layer, result.units)
+    _together(partials, layer, result)
     return result
 
 
@@ -189,9 +191,9 @@ def _class_stats(block: _Block, classes: Classes) -> Columns:
 
 
 def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
-    for name, values in (("max", block.values), ("mean", block.means)):
+    for name, values, resolution in (("max", block.values, codes.MAX), ("mean", block.means, codes.MEAN)):
         ordered = block.ordered if name == "max" else np.sort(values, axis=0)
-        edge = codes.edges_of_sorted(ordered, layer.signed)
+        edge = codes.edges_of_sorted(ordered, layer.signed, resolution)
         coded, counts, means = coding.encode(values, edge)
         result.codes[name].append(coded)
         for key, array in (("edges", edge), ("counts", counts), ("means", means)):
@@ -199,15 +201,17 @@ def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
     result.sketches.append(sketch.build(block.values, layer.signed))
 
 
-def _neighbors(partials: ScanPartials, layer: Layer, units: list[Columns]) -> Columns:
-    mean, sd = (np.concatenate([u[name] for u in units]) for name in ("max_mean", "max_sd"))
-    dead = np.concatenate([u["dead"] for u in units])
+def _together(partials: ScanPartials, layer: Layer, result: LayerResult) -> None:
+    """Which units go together, and the directions in which images differ most."""
+    mean, sd = (np.concatenate([u[name] for u in result.units]) for name in ("max_mean", "max_sd"))
+    dead = np.concatenate([u["dead"] for u in result.units])
     matrix = correlation.correlations(partials.rows(layer.name, "max"), mean, sd)
     channel, other = correlation.nearest(matrix, (sd > 0) & ~dead, NEIGHBORS)
     each = len(channel) // max(len(np.unique(channel)), 1)
-    return {
+    result.neighbors = {
         "channel": channel,
         "rank": np.tile(np.arange(1, each + 1), len(channel) // each) if each else channel,
         "other_channel": other,
         "correlation": matrix[channel, other].astype(np.float32),
     }
+    result.components = components.principal(matrix)

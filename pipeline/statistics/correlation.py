@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,16 +22,24 @@ def correlations(
     scale = torch.from_numpy(np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0))
     centre = torch.from_numpy(mean)
     gram = torch.zeros((len(mean), len(mean)), dtype=torch.float64)
-    threads, count = torch.get_num_threads(), 0
-    torch.set_num_threads(1)
-    try:
+    count = 0
+    with one_thread():
         for piece in _regrouped(rows, ROWS):
             z = ((torch.from_numpy(piece).double() - centre) * scale).float()
             gram += z.T @ z  # float32 over these rows alone: twice as fast, and their sums are rounded by 1e-7
             count += len(piece)
+    return np.clip(gram.numpy() / max(count, 1), -1, 1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread here: the same bits however many the machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return np.clip(gram.numpy() / max(count, 1), -1, 1)
 
 
 def _regrouped(rows: Iterable[NDArray[np.float32]], size: int) -> Iterable[NDArray[np.float32]]:

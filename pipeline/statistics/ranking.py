@@ -53,12 +53,14 @@ def quantiles(ordered: Floats) -> dict[str, Floats]:
 
 def class_means(values: Floats, classes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Mean of each class's rows: values [N, C], classes [N] (-1: none) -> float64 [count, C]; NaN where empty."""
-    sums = np.full((count, values.shape[1]), np.nan)
-    for index in range(count):
-        rows = values[classes == index]
-        if len(rows):
-            sums[index] = rows.mean(axis=0, dtype=np.float64)
-    return sums
+    means = np.full((count, values.shape[1]), np.nan)
+    order = np.argsort(classes, kind="stable")
+    present, first = np.unique(classes[order], return_index=True)
+    if len(present):
+        sizes = np.diff(np.append(first, len(order)))
+        found = np.add.reduceat(values[order].astype(np.float64), first, axis=0) / sizes[:, None]
+        means[present[present >= 0]] = found[present >= 0]
+    return means
 
 
 def auc(values: Floats, classes: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -66,9 +68,12 @@ def auc(values: Floats, classes: NDArray[np.int64], sizes: NDArray[np.int64]) ->
 
     values [N] of labelled images, classes [N] from 0, sizes [K] images a class -> float64 [K]; NaN under 10 images.
     """
-    ordered = np.sort(values)
-    ranks = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
-    sums = np.bincount(classes, weights=ranks, minlength=len(sizes))
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+    ends = np.append(starts[1:], len(ordered))
+    ranks = np.repeat((starts + ends + 1) / 2, ends - starts)  # ties share the mean of their ranks, from 1
+    sums = np.bincount(classes[order], weights=ranks, minlength=len(sizes))
     others = len(values) - sizes
     usable = (sizes >= FEWEST_OF_CLASS) & (others > 0)
     area = np.full(len(sizes), np.nan)

@@ -1,0 +1,182 @@
+"""A person's SQL in a process of its own, which is killed when its time is over.
+
+DuckDB heeds an interrupt between vectors, not inside one: `md5(repeat('a', 2000000000))`, a constant, runs on for a
+quarter of a minute and takes 4 GB that its memory limit does not count. The child opens the store, then gives up the
+right to write any file (RLIMIT_FSIZE 0) and to more memory (RLIMIT_AS); answers come back as an Arrow stream.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from store.errors import UsageError
+
+from .database import Limits
+
+GRACE = 1.0  # seconds that the child's own timer has to stop a query before the child is killed
+START = 60.0  # seconds for the child to open the store
+_SPARE = 2 << 30  # bytes beside the limits: threads' stacks and what DuckDB does not count
+_HEAD = struct.Struct("<?Q")  # whether it is an answer, and its length
+
+
+class Isolated:
+    """Asks a store in a child process, started with the first question and again after a kill."""
+
+    def __init__(self, root: Path, limits: Limits, model_code: bool = False) -> None:
+        self._root, self._limits, self._model_code = root, limits, model_code
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
+        """Runs one SELECT. Raises UsageError for whatever the child says, or when it had to be killed."""
+        with self._lock:
+            child = self._running()
+            self._send(child, json.dumps({"query": query, "parameters": list(parameters or [])}).encode())
+            answer = self._receive(child, self._limits.seconds + GRACE)
+        if answer is None:
+            raise UsageError(
+                f"SQL: stopped after {self._limits.seconds:g} s, or short of memory: ask for less, or allow more"
+            )
+        good, body = answer
+        if not good:
+            raise UsageError(body.decode())
+        return pa.ipc.open_stream(body).read_all()
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                assert pipe is not None
+                pipe.close()
+            self._child = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self.close()
+            packages = str(Path(__file__).resolve().parent.parent)
+            paths = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "query.isolated"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},  # 64 MiB each
+            )  # fmt: skip
+            settings = {"root": str(self._root.resolve()), "code": self._model_code, "limits": asdict(self._limits)}
+            self._send(self._child, json.dumps(settings).encode())
+            ready = self._receive(self._child, START)
+            if ready is None or not ready[0]:
+                raise UsageError(ready[1].decode() if ready else f"{self._root} could not be opened in {START:g} s")
+        return self._child
+
+    def _send(self, child: subprocess.Popen[bytes], body: bytes) -> None:
+        assert child.stdin is not None
+        try:
+            child.stdin.write(_HEAD.pack(True, len(body)) + body)
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; receiving says so
+
+    def _receive(self, child: subprocess.Popen[bytes], seconds: float) -> tuple[bool, bytes] | None:
+        """What the child answers, None where it does not in time or dies: then it is gone."""
+        assert child.stdout is not None
+        deadline = time.monotonic() + seconds
+        head = _read(child.stdout, _HEAD.size, deadline)
+        good, length = _HEAD.unpack(head) if head else (False, 0)
+        # once an answer begins it is only copied, which takes a time of its own
+        body = _read(child.stdout, length, time.monotonic() + START) if head else None
+        if body is None:
+            self.close()
+            return None
+        return good, body
+
+
+def _read(pipe: IO[bytes], size: int, deadline: float) -> bytes | None:
+    pieces, left = [], size
+    while left:
+        if not select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
+            return None
+        piece = os.read(pipe.fileno(), min(left, 1 << 20))
+        if not piece:
+            return None
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def confine(limits: Limits) -> None:
+    """From here on this process writes no file and takes no more memory than the limits and a reserve."""
+    import resource
+
+    status = Path("/proc/self/statm")
+    used = int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+    for what, most in (
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, used + limits.memory + limits.answer + _SPARE),
+    ):
+        hard = resource.getrlimit(what)[1]
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        try:
+            resource.setrlimit(what, (limit, limit))
+        except (ValueError, OSError):  # macOS has no limit of address space
+            continue
+
+
+def main() -> None:
+    """The child: settings, then questions, on standard input; answers on standard output."""
+    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints, prints elsewhere
+    settings = _next(source)
+    if settings is None:
+        return
+    from .scope import Scope
+
+    limits = Limits(**settings["limits"])
+    try:
+        scope = Scope(settings["root"], model_code=settings["code"], limits=limits)
+    except UsageError as error:
+        _answer(out, False, str(error).encode())
+        return
+    confine(limits)
+    _answer(out, True, b"")
+    while (question := _next(source)) is not None:
+        try:
+            table = scope.sql(question["query"], question["parameters"] or None).arrow()
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            _answer(out, True, sink.getvalue())
+        except UsageError as error:
+            _answer(out, False, str(error).encode())
+        except (MemoryError, pa.ArrowMemoryError):
+            _answer(out, False, b"SQL: not enough memory: ask for less at a time, or allow more")
+
+
+def _next(source: IO[bytes]) -> dict[str, Any] | None:
+    head = source.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    found: dict[str, Any] = json.loads(source.read(_HEAD.unpack(head)[1]))
+    return found
+
+
+def _answer(out: IO[bytes], good: bool, body: Any) -> None:
+    out.write(_HEAD.pack(good, len(body)))
+    out.write(body)
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The rows of one unit, image or class in a Parquet file: only the row groups whose statistics allow them are read."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from store.errors import UsageError
+
+Key = str | int
+
+
+class Lookup:
+    """An open file, its footer parsed once: DuckDB parses it with every query, which costs more than the rows do."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"{path} cannot be read as Parquet ({error}): run `unitscope verify`") from error
+        self._path = path
+        self._columns = {name: i for i, name in enumerate(self._file.schema_arrow.names)}
+        self._lock = threading.Lock()
+
+    def rows(self, columns: Sequence[str], key: Mapping[str, Key]) -> pa.Table:
+        """The rows where every column of `key` has its value, in the file's order."""
+        groups = np.flatnonzero(
+            np.logical_and.reduce([_may_hold(self._bounds[name], value) for name, value in key.items()])
+        )
+        table = self._read(groups, list(dict.fromkeys([*columns, *key])))
+        kept = np.logical_and.reduce([_equal(table[name], value) for name, value in key.items()])
+        if len(kept) == 0 or not kept.any():
+            return table.slice(0, 0).select(columns)
+        first, last = int(kept.argmax()), len(kept) - int(kept[::-1].argmax())
+        if kept[first:last].all():  # they lie together
+            return table.slice(first, last - first).select(columns)
+        return table.select(columns).filter(pa.array(kept))
+
+    def at(self, columns: tuple[str, ...], places: NDArray[np.int64]) -> pa.Table:
+        """These rows by their place in the file, in the order asked. What was read is kept: for small columns."""
+        group = np.searchsorted(self._starts, places, side="right") - 1
+        wanted, index = np.unique(group, return_inverse=True)
+        pieces = [self._group(int(g), columns) for g in wanted]
+        offsets = np.cumsum([0, *(len(piece) for piece in pieces[:-1])]) if pieces else np.zeros(0, np.int64)
+        merged = pa.concat_tables(pieces).unify_dictionaries() if pieces else self._read(wanted, list(columns))
+        return merged.take(pa.array(offsets[index] + places - self._starts[group] if len(places) else places))
+
+    @functools.cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return np.cumsum([0, *sizes[:-1]])
+
+    @functools.cached_property
+    def _bounds(self) -> _Bounds:
+        return _Bounds(self._file.metadata, self._columns)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a file lives as long as its scope
+    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+        return self._read(np.array([group]), list(columns))
+
+    def _read(self, groups: NDArray[np.intp], columns: list[str]) -> pa.Table:
+        try:
+            with self._lock:
+                return self._file.read_row_groups(groups.tolist(), columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"{self._path} cannot be read ({error}): run `unitscope verify`") from error
+
+
+class _Bounds(dict[str, tuple[NDArray[Any], NDArray[Any]]]):
+    """Least and greatest value of a column in each row group, read when first asked for."""
+
+    def __init__(self, metadata: pq.FileMetaData, columns: Mapping[str, int]) -> None:
+        self._metadata, self._places = metadata, columns
+
+    def __missing__(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        place, found = self._places[name], []
+        for group in range(self._metadata.num_row_groups):
+            statistics = self._metadata.row_group(group).column(place).statistics
+            if statistics is None or not statistics.has_min_max:
+                raise UsageError(f"column {name} has no statistics: no unitscope wrote this file")
+            found.append((statistics.min, statistics.max))
+        self[name] = np.array([low for low, _ in found]), np.array([high for _, high in found])
+        return self[name]
+
+
+def _may_hold(bounds: tuple[NDArray[Any], NDArray[Any]], value: Key) -> NDArray[np.bool_]:
+    low, high = bounds
+    if not len(low):
+        return np.zeros(0, np.bool_)
+    found: NDArray[np.bool_] = (low <= value) & (high >= value)
+    return found
+
+
+def _equal(column: pa.ChunkedArray, value: Key) -> NDArray[np.bool_]:
+    pieces = []
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            place = chunk.dictionary.index(value).as_py()
+            pieces.append(chunk.indices.to_numpy(zero_copy_only=False) == place)
+        else:
+            pieces.append(chunk.to_numpy(zero_copy_only=False) == value)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.bool_)

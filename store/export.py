@@ -1,0 +1,245 @@
+"""A smaller store of one run, valid by itself: some layers with all that is known about them, or the whole run."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from . import hdf5, layout, parquet, publish, schema
+from .errors import UsageError
+from .hdf5 import Array
+from .publish import Publication, Record
+
+_ROWS = 4096  # images of the record copied at a time
+_BY_LAYER = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS, schema.VISUALIZATIONS)
+_WHOLE = (schema.MODELS, schema.RUNS, schema.REJECTED, schema.PREDICTIONS)
+
+
+def export(
+    root: Path, run: str, to: Path, globs: Sequence[str] = (), advance: Callable[[str], None] = lambda path: None
+) -> None:
+    """Writes a new store with one finished run, all of it or the layers that match. Raises UsageError where there is no
+    such run, it is not finished, nothing matches, or `to` exists."""
+    publish.check_version(root)
+    records = publish.records(root, run)
+    if not records:
+        runs = ", ".join(sorted({record.run for record in publish.records(root)})) or "none"
+        raise UsageError(f"run {run!r} is unknown in {root}; it has {runs}")
+    if not any(file.path == layout.table(run, "layers") for _, file in publish.files_of(records)):
+        raise UsageError(f"run {run} is not folded yet: finish it with `unitscope run`")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"--to {to} exists and is not empty: choose a new folder")
+    kept = layers(root, run, globs)
+    publish.ensure_store(to)
+    if globs:
+        _Part(root, run, to, records, kept, advance).write()
+    else:
+        _whole(root, to, records, advance)
+    publish.write_manifest(to)
+
+
+def layers(root: Path, run: str, globs: Sequence[str]) -> list[str]:
+    """Names of the run's layers that match, in order; all without globs."""
+    table = parquet.read(root / layout.table(run, "layers"), ["layer", "layer_index"]).sort_by("layer_index")
+    names: list[str] = table["layer"].to_pylist()
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise UsageError(f"--layers {glob!r} matches no layer of {run}; there are {', '.join(names[:8])}, ...")
+    return [name for name in names if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+
+
+def _whole(root: Path, to: Path, records: Sequence[Record], advance: Callable[[str], None]) -> None:
+    """The same files under the same records; partials, which a finished run has no more, are only listed."""
+    for record in records:
+        partials = [file for file in record.files if layout.is_partial(file.path)]
+        with Publication(to, record.run, record.stage, record.shard, record.fingerprint) as out:
+            for file in record.files:
+                if file not in partials:
+                    _copied(root, out, file.path)
+                    advance(file.path)
+            out.commit(record.facts, partials)
+
+
+def _copied(root: Path, out: Publication, relative: str) -> None:
+    shutil.copyfile(root / relative, out.path(relative))
+
+
+class _Part:
+    """Some layers of a run. Its fingerprint is its own: no run will go on with it as if it were whole."""
+
+    def __init__(
+        self,
+        root: Path,
+        run: str,
+        to: Path,
+        records: Sequence[Record],
+        names: list[str],
+        advance: Callable[[str], None],
+    ) -> None:
+        self.root, self.run, self.to, self.names, self.advance = root, run, to, names, advance
+        self.records = {(record.stage, record.shard): record for record in records}
+        self.files = {file.path for record in records for file in record.files}
+        text = "\n".join([records[0].fingerprint, *names])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        table = parquet.read(root / layout.table(run, "layers"), ["layer", "layer_index", "channels"])
+        table = table.sort_by("layer_index")
+        stops = np.cumsum(table["channels"].to_numpy())
+        places = zip(table["layer"].to_pylist(), stops - table["channels"].to_numpy(), stops, strict=True)
+        self.columns = np.concatenate([np.arange(a, b) for name, a, b in places if name in set(names)])
+
+    def write(self) -> None:
+        index = self._last("index")
+        with self._publication("index", index.shard) as out:
+            for file in index.files:
+                _copied(self.root, out, file.path)
+            out.commit(index.facts)
+        with self._publication("scan", "export") as out:
+            rejected = [r for (stage, _), record in self.records.items() if stage == "scan"
+                        for r in record.facts.get("rejected", [])]  # fmt: skip
+            out.commit({"rejected": sorted(rejected)})
+        with self._publication("fold", "finish") as out:
+            self._tables(out)
+            self._arrays(out)
+            _copied(self.root, out, layout.config(self.run))
+            out.commit(self._last("fold").facts)
+        self._pictures()
+
+    def _publication(self, stage: str, shard: str) -> Publication:
+        return Publication(self.to, self.run, stage, shard, self.fingerprint)
+
+    def _last(self, stage: str) -> Record:
+        """The record of a stage that ends it, whose facts describe the whole."""
+        of_stage = {shard: record for (of, shard), record in sorted(self.records.items()) if of == stage}
+        return of_stage.get("finish", list(of_stage.values())[-1])
+
+    def _has(self, relative: str) -> bool:
+        return relative in self.files and not layout.is_partial(relative)
+
+    def _tables(self, out: Publication) -> None:
+        for table in _WHOLE:
+            relative = layout.table(self.run, table.name)
+            if self._has(relative):
+                _copied(self.root, out, relative)
+        for relative, table in [
+            *((layout.table(self.run, table.name), table) for table in (schema.LAYERS, *_BY_LAYER[:4])),
+            (layout.class_stats_by_class(self.run), schema.CLASS_STATS),
+        ]:
+            if self._has(relative):
+                self._filtered(out, relative, table, "layer")
+        self._edges(out)
+        for name in self.names:
+            _copied(self.root, out, layout.tail_by_unit(self.run, name))
+        for relative in sorted(self.files):
+            if relative.startswith(f"runs/{self.run}/tables/tail_by_image/"):
+                self._filtered(out, relative, schema.TAIL, "layer")
+
+    def _filtered(self, out: Publication, relative: str, table: schema.Table, column: str) -> None:
+        data = parquet.read(self.root / relative)
+        kept = data.filter(self._kept(data[column]))
+        plain = [pa.field(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in kept.schema]
+        parquet.write(out.path(relative), table, kept.cast(pa.schema(plain)))  # no dictionary with names that are gone
+        self.advance(relative)
+
+    def _kept(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pc.is_in(column.cast(pa.string()), pa.array(self.names, pa.string()))
+
+    def _edges(self, out: Publication) -> None:
+        """Edges between kept layers."""
+        relative = layout.table(self.run, "edges")
+        data = parquet.read(self.root / relative)
+        both = pc.and_(self._kept(data["source"]), self._kept(data["target"]))
+        parquet.write(out.path(relative), schema.EDGES, data.filter(both))
+
+    def _arrays(self, out: Publication) -> None:
+        for name in self.names:
+            _copied(self.root, out, layout.codes_by_unit(self.run, name))
+            self.advance(name)
+        for name in ("codes", "sketches", "components"):
+            relative = layout.array(self.run, name)
+            if self._has(relative):
+                self._layers_of(out, relative)
+        for relative in sorted(self.files):
+            if relative.startswith(f"runs/{self.run}/arrays/codes_by_image/"):
+                self._columns_of(out, relative)
+            elif relative.startswith(f"runs/{self.run}/arrays/coordinates/"):
+                self._layers_of(out, relative)
+        relative = layout.array(self.run, "sample")
+        if self._has(relative):
+            sample = hdf5.read(self.root / relative, "max")[self.columns]
+            hdf5.write(out.path(relative), {"max": Array(sample, (64, sample.shape[1]), "huffman")})
+
+    def _layers_of(self, out: Publication, relative: str) -> None:
+        """A file that has a group a layer, or several deep."""
+        arrays: dict[str, Array] = {}
+        with hdf5.reading(self.root / relative) as file:
+            for name in self.names:
+                for path in hdf5.datasets(file, name):
+                    data = hdf5.dataset(file, path)
+                    arrays[path] = Array(data[()], data.chunks, data.compression)
+        hdf5.write(out.path(relative), arrays)
+        self.advance(relative)
+
+    def _columns_of(self, out: Publication, relative: str) -> None:
+        arrays: dict[str, Array] = {}
+        with hdf5.reading(self.root / relative) as file:
+            for name in ("max", "mean"):
+                data = hdf5.dataset(file, name)
+                kept = np.empty((data.shape[0], len(self.columns)), np.uint8)
+                for first in range(0, len(kept), _ROWS):
+                    kept[first : first + _ROWS] = data[first : first + _ROWS][:, self.columns]
+                arrays[name] = Array(kept, layout.image_chunk(len(self.columns)), "huffman")
+        hdf5.write(out.path(relative), arrays)
+        self.advance(relative)
+
+    def _pictures(self) -> None:
+        """The kept pictures of these layers' top examples, their maps, and the feature visualizations."""
+        relative = layout.example_images(self.run)
+        if self._has(relative):
+            with self._publication("examples", "finish") as out:
+                self._examples(out, relative)
+                out.commit(self._last("examples").facts)
+        files = [layout.visualizations(self.run, name) for name in self.names]
+        table = self._visualization_tables()
+        if table and any(map(self._has, files)):
+            with self._publication("visualize", "finish") as out:
+                for relative in filter(self._has, files):
+                    _copied(self.root, out, relative)
+                for relative in table:
+                    self._filtered(out, relative, schema.VISUALIZATIONS, "layer")
+                out.commit()
+
+    def _visualization_tables(self) -> list[str]:
+        one = layout.table(self.run, "visualizations")
+        many = [p for p in sorted(self.files) if p.startswith(f"runs/{self.run}/tables/visualizations/")]
+        return [one] if self._has(one) else many
+
+    def _examples(self, out: Publication, relative: str) -> None:
+        wanted = _example_ids(self.to / layout.table(self.run, "top_examples"))
+        with hdf5.reading(self.root / relative) as file:
+            ids, offsets = (hdf5.dataset(file, name)[()] for name in ("image_ids", "offsets"))
+            rows = np.flatnonzero(np.isin(ids, wanted))
+            jpeg = hdf5.dataset(file, "jpeg")
+            pieces = [jpeg[offsets[row] : offsets[row + 1]] for row in rows]
+            arrays = {
+                "image_ids": Array(ids[rows]),
+                "offsets": Array(np.cumsum([0, *(len(piece) for piece in pieces)]).astype(np.int64)),
+                "jpeg": Array(np.concatenate([np.zeros(0, np.uint8), *pieces]), (1 << 20,)),
+            }
+            for name in self.names:
+                maps = hdf5.dataset(file, f"maps/{name}")
+                arrays[f"maps/{name}"] = Array(maps[()], maps.chunks, "gzip")
+        hdf5.write(out.path(relative), arrays)
+        self.advance(relative)
+
+
+def _example_ids(path: Path) -> NDArray[np.int64]:
+    ids: NDArray[np.int64] = np.unique(parquet.read(path, ["image_id"])["image_id"].to_numpy())
+    return ids

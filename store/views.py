@@ -1,0 +1,103 @@
+"""The views of a store as SQL text: one a table, over the recorded Parquet files.
+
+`query` makes them when it connects, from whole paths. `views.sql` beside the manifest has them with paths relative to
+the store, for DuckDB alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from . import layout, schema
+from .errors import UsageError
+
+# `tail` lies in the store twice: sorted by unit (the view) and by image.
+_FILES = {"tail": ("tail_by_unit", "tail_by_image")}
+_SQL_TYPES = {
+    "name": "VARCHAR", "text": "VARCHAR", "bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER",
+    "int64": "BIGINT", "float32": "FLOAT", "float64": "DOUBLE",
+}  # fmt: skip
+
+Files = Mapping[str, Sequence[str]]
+
+
+def script(recorded: Iterable[str]) -> str:
+    """The text of views.sql, from the recorded files, relative to the store."""
+    head = "-- The store's views for DuckDB alone, in the store's folder: duckdb -init views.sql\n"
+    return head + "".join(f"{statement};\n" for statement in statements(tables(recorded)))
+
+
+def tables(recorded: Iterable[str]) -> dict[str, list[str]]:
+    """The recorded files of every table, over datasets and runs."""
+    found: dict[str, list[str]] = {}
+    for relative in sorted(set(recorded)):
+        name = table_of(relative)
+        if name and not layout.is_partial(relative):
+            found.setdefault(name, []).append(relative)
+    return found
+
+
+def table_of(relative: str) -> str | None:
+    """The table a recorded file belongs to: datasets/D/NAME.parquet, runs/R/tables/NAME.parquet or all of tables/NAME/;
+    None for other files."""
+    parts = PurePosixPath(relative).parts
+    if not relative.endswith(".parquet"):
+        return None
+    if parts[0] == "datasets" and len(parts) == 3:
+        return PurePosixPath(relative).stem
+    if parts[0] == "runs" and len(parts) > 3 and parts[2] == "tables":
+        return PurePosixPath(relative).stem if len(parts) == 4 else parts[3]
+    return None
+
+
+def statements(files: Files) -> list[str]:
+    """CREATE VIEW for every table of the schema; one whose files do not exist yet is an empty table."""
+    made = []
+    for table in schema.TABLES:
+        name = {"images": "indexed_images", "rejected_images": "scan_rejections"}.get(table.name, table.name)
+        paths: Sequence[str] = next((files[f] for f in _FILES.get(table.name, (table.name,)) if files.get(f)), ())
+        made.append(f"CREATE VIEW {name} AS {_select(table, paths)}")
+    return [*made, _images(bool(files.get("rejected_images"))), _rejected()]
+
+
+def parquet(paths: Iterable[object]) -> str:
+    """A table function over exactly these files."""
+    return f"read_parquet([{', '.join(_literal(str(path)) for path in paths)}], hive_partitioning = false)"
+
+
+def _select(table: schema.Table, paths: Sequence[str]) -> str:
+    # Several datasets of one model repeat its row in `models`.
+    distinct = "DISTINCT " if table.name == "models" and len(paths) > 1 else ""
+    if paths:
+        return f"SELECT {distinct}{', '.join(_name(c) for c in table.columns)} FROM {parquet(paths)}"
+    return (
+        "SELECT " + ", ".join(f"NULL::{_SQL_TYPES[f.kind]} AS {_name(f.name)}" for f in table.fields) + " WHERE false"
+    )
+
+
+def _images(rejections: bool) -> str:
+    """The dataset's images with what a scan could not decode folded in."""
+    if not rejections:
+        return "CREATE VIEW images AS FROM indexed_images"
+    return """CREATE VIEW images AS
+        SELECT i.* REPLACE (CASE WHEN r.image_id IS NULL THEN i.status ELSE 'rejected' END AS status,
+                            coalesce(r.reason, i.reason) AS reason)
+        FROM indexed_images i LEFT JOIN (
+            SELECT dataset, image_id, min(reason) AS reason FROM scan_rejections GROUP BY ALL
+        ) r USING (dataset, image_id)"""
+
+
+def _rejected() -> str:
+    return """CREATE VIEW rejected_images AS
+        SELECT dataset, image_id, path, reason FROM images WHERE status = 'rejected'"""
+
+
+def _name(column: str) -> str:
+    return f'"{column}"'
+
+
+def _literal(text: str) -> str:
+    if any(c in text for c in "*?["):
+        raise UsageError(f"{text}: a path with *, ? or [ reads as a pattern in DuckDB: move the store elsewhere")
+    return "'" + text.replace("'", "''") + "'"
