@@ -37,7 +37,7 @@ def folder_of_photographs(folder: Path, count: int) -> str:
     return f"folder:{folder}"
 
 
-def config_of(network: str, source: str, shard_size: int = 64, threads: int = 0) -> Config:
+def config_of(network: str, source: str, shard_size: int = 128, threads: int = 0) -> Config:
     model, weights = NETWORKS[network]
     return parse_config(
         {
@@ -53,7 +53,7 @@ def config_of(network: str, source: str, shard_size: int = 64, threads: int = 0)
 class Scan:
     """Scans of one set of photographs, again and again, into a store of their own."""
 
-    def __init__(self, network: str, images: int, shard_size: int = 64) -> None:
+    def __init__(self, network: str, images: int, shard_size: int = 128) -> None:
         set_up()
         self.folder = Path(tempfile.mkdtemp(prefix="unitscope-benchmark-"))
         (self.folder / "photographs").mkdir()

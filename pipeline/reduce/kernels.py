@@ -47,7 +47,7 @@ def reduce_rows(
     f = np.empty(6 * BLOCK, np.float32)
     d = np.empty(2 * BLOCK, np.float64)
     zero, one = np.float32(0), np.float32(1)
-    for task in range(images * blocks):
+    for task in range(images * blocks - 1, -1, -1):  # what was written last is still in the cache
         n = task // blocks
         first = (task % blocks) * BLOCK
         width = min(BLOCK, channels - first)

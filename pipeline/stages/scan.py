@@ -17,7 +17,7 @@ from store.hdf5 import Array
 from store.publish import Record
 
 PREDICTIONS = 5
-CHANNELS = 64  # of a chunk: what the fold reads at the least
+CHUNK = 1 << 18  # numbers in a chunk, all rows of some channels: what the fold reads at the least
 AT_ONCE = 2  # shards: one is written while the other has the network
 
 
@@ -73,7 +73,7 @@ class Rows:
                 arrays[name] = Array(np.concatenate(column))
         for name in ("max", "mean", "argmax", "min", "argmin"):
             data = getattr(self, name)[: self.used]
-            arrays[name] = Array(data, (max(len(data), 1), CHANNELS))
+            arrays[name] = Array(data, (max(len(data), 1), max(CHUNK // max(len(data), 1), 1)))
         return arrays
 
 
