@@ -98,9 +98,9 @@ def _of_store(root: Path) -> Truth:
     images = pd.read_parquet(next((root / "datasets").iterdir()) / "images.parquet")
     ids = images["image_id"][images["status"] == "accepted"].to_numpy()
     values: dict[str, list[NDArray[np.float32]]] = {"max": [], "mean": []}
-    with h5py.File(run / "arrays" / "codes.h5") as books:
+    with h5py.File(run / "arrays" / "codes.h5", locking=False) as books:
         for name in layers["layer"]:
-            with h5py.File(run / "arrays" / "codes_by_unit" / f"{name}.h5") as file:
+            with h5py.File(run / "arrays" / "codes_by_unit" / f"{name}.h5", locking=False) as file:
                 for statistic, pieces in values.items():
                     table, codes = books[f"{name}/{statistic}/means"][()], file[statistic][()][:, ids]
                     pieces.append(np.take_along_axis(table, codes.astype(int), 1).T)

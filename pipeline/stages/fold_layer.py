@@ -205,7 +205,7 @@ def _together(partials: ScanPartials, layer: Layer, result: LayerResult) -> None
     """Which units go together, and the directions in which images differ most."""
     mean, sd = (np.concatenate([u[name] for u in result.units]) for name in ("max_mean", "max_sd"))
     dead = np.concatenate([u["dead"] for u in result.units])
-    matrix = correlation.correlations(partials.rows(layer.name, "max"), mean, sd)
+    matrix = correlation.correlations(partials.rows(layer.name, "max"), len(partials.ids), mean, sd)
     channel, other = correlation.nearest(matrix, (sd > 0) & ~dead, NEIGHBORS)
     each = len(channel) // max(len(np.unique(channel)), 1)
     result.neighbors = {

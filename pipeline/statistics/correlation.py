@@ -9,26 +9,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-ROWS = 1024  # images a step: fixed, so that the order of additions is
+ROWS = 1024  # images a step
 
 
 def correlations(
-    rows: Iterable[NDArray[np.float32]], mean: NDArray[np.float64], sd: NDArray[np.float64]
+    rows: Iterable[NDArray[np.float32]], images: int, mean: NDArray[np.float64], sd: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Correlation matrix float64 [C, C] from values in pieces [n, C] and each unit's mean and deviation.
+    """Correlation matrix float64 [C, C] from values of so many images in pieces [n, C], each unit's mean and deviation.
 
-    A unit whose deviation is 0 correlates 0 with all. One thread: the same bits however many the machine has.
+    A unit whose deviation is 0 correlates 0 with all. Standardized values are rounded to a power of two at which every
+    sum of products is exact in float64 (at 1.28 million images 2^-15, which moves a correlation by 1e-8): the order in
+    which images are stored changes no bit.
     """
+    grid = 2.0 ** ((52 - int(np.ceil(np.log2(max(images, 2))))) // 2)
     scale = torch.from_numpy(np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0))
     centre = torch.from_numpy(mean)
     gram = torch.zeros((len(mean), len(mean)), dtype=torch.float64)
-    count = 0
     with one_thread():
         for piece in _regrouped(rows, ROWS):
-            z = ((torch.from_numpy(piece).double() - centre) * scale).float()
-            gram += z.T @ z  # float32 over these rows alone: twice as fast, and their sums are rounded by 1e-7
-            count += len(piece)
-    return np.clip(gram.numpy() / max(count, 1), -1, 1)
+            z = (torch.from_numpy(piece).double() - centre) * scale
+            z = (z * grid).round_()
+            gram.addmm_(z.T, z)
+    return np.clip(gram.numpy() / (max(images, 1) * grid * grid), -1, 1)
 
 
 @contextmanager
