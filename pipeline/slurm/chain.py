@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.executors.inputs import shard_names
 from pipeline.job import Job
 from pipeline.stages import STAGES, stage_named
-from pipeline.stages.sizing import shard_sizes
+from pipeline.stages.visualize import shards_planned
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def _most_examples(job: Job) -> int:
 
 
 def _most_visualizations(job: Job) -> int:
-    v, sizes = job.config.visualize, shard_sizes(job)
-    each = {x.name: min(v.units_per_layer or x.channels, x.channels) * v.repeats for x in job.visualized}
-    return sum(-(-n // sizes[x]) for x, n in each.items()) * len(v.kinds) * len(v.directions)
+    return shards_planned(job) - 1  # without the finishing one
 
 
 _MOST: dict[str, Callable[[Job], int]] = {
