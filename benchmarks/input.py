@@ -7,6 +7,7 @@ what `pack` writes and through a DataLoader with the model's own transforms.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -73,8 +74,9 @@ def others(scan: Scan, rounds: int, images: int, report: Report) -> None:
         def decode(source: object = source) -> None:
             entries = source.entries  # type: ignore[attr-defined]
             read = lambda i: source.read(entries[i])  # type: ignore[attr-defined]  # noqa: E731
-            for _ in batches(range(len(entries)), read, scan.job.model.preprocess.pixels, 16, scan.job.threads):
-                pass
+            with ThreadPoolExecutor(scan.job.threads) as pool:
+                for _ in batches(range(len(entries)), read, scan.job.model.preprocess.pixels, 16, pool):
+                    pass
 
         sides[f"decode, packed {kind}"] = decode
     loader = torch.utils.data.DataLoader(_Files(scan), 16, num_workers=scan.job.threads)

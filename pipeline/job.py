@@ -7,8 +7,8 @@ import fnmatch
 import functools
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -216,22 +216,26 @@ class Job:
     def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:
         """Pictures decoded ahead, in batches of the scan's size."""
         size = self.config.scan.batch_size
-        return batches(ids.tolist(), self.read_image, self.model.preprocess.pixels, size, self.threads)
+        return batches(ids.tolist(), self.read_image, self.model.preprocess.pixels, size, self._decoders)
 
     def measured(self, ids: NDArray[np.int64]) -> Iterator[tuple[Batch, Measured | None]]:
         """Each batch with its measurements, None where none of its pictures could be decoded."""
         measurer = self.measurer  # made here, not in the threads
 
         def measure(batch: Batch) -> tuple[Batch, Measured | None]:
-            with self._network:
-                return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
+            return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
-        return in_order(measure, waits(self.batches(ids)), self.streams)
+        return in_order(measure, waits(self.batches(ids)), self.streams, self.network_threads)
 
     @functools.cached_property
-    def _network(self) -> threading.Semaphore:
+    def _decoders(self) -> ThreadPoolExecutor:
+        """Threads that decode, the same for all shards: what libraries keep for a thread is kept once."""
+        return ThreadPoolExecutor(max(self.threads, 1))
+
+    @functools.cached_property
+    def network_threads(self) -> ThreadPoolExecutor:
         """As many forward passes at a time as there are streams, however many shards are at work."""
-        return threading.Semaphore(self.streams)
+        return ThreadPoolExecutor(self.streams)
 
     @property
     def streams(self) -> int:

@@ -54,23 +54,35 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Results of `function` in the order of `items`, `threads` of them computed at a time; items are drawn late."""
-    if threads <= 1:
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], threads: int, pool: ThreadPoolExecutor | None = None
+) -> Iterator[R]:
+    """Results of `function` in the order of `items`, `threads` of them computed at a time; items are drawn late.
+
+    In threads of its own, or in those of a `pool` that it shares.
+    """
+    if pool is not None:
+        yield from _in_pool(function, items, threads, pool)
+    elif threads <= 1:
         yield from map(function, items)
-        return
+    else:
+        with ThreadPoolExecutor(threads) as own:
+            yield from _in_pool(function, items, threads, own)
+
+
+def _in_pool(function: Callable[[T], R], items: Iterable[T], threads: int, pool: ThreadPoolExecutor) -> Iterator[R]:
     function = carried(function)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def keep_memory() -> None:

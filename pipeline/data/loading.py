@@ -31,9 +31,9 @@ def batches(
     read: Callable[[int], bytes],
     pixels: Callable[..., NDArray[np.uint8]],
     batch_size: int,
-    threads: int,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
-    """Batches of `batch_size` files in order; a file that cannot be decoded leaves its batch short.
+    """Batches of `batch_size` files in order, decoded in a pool; a file that cannot be leaves its batch short.
 
     Batches are cut by place in `ids`, so that a bad file moves no other picture into another batch.
     """
@@ -47,19 +47,20 @@ def batches(
             return str(error)
 
     cuts = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        waiting: deque[tuple[Sequence[int], list[Future[NDArray[np.uint8] | str]]]] = deque()
-        todo = iter(cuts)
-        try:
-            while True:
-                while len(waiting) < AHEAD and (cut := next(todo, None)) is not None:
-                    waiting.append((cut, [pool.submit(one, i) for i in cut]))
-                if not waiting:
-                    return
-                cut, futures = waiting.popleft()
-                yield _batch(cut, [f.result() for f in futures], batch_size)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    waiting: deque[tuple[Sequence[int], list[Future[NDArray[np.uint8] | str]]]] = deque()
+    todo = iter(cuts)
+    try:
+        while True:
+            while len(waiting) < AHEAD and (cut := next(todo, None)) is not None:
+                waiting.append((cut, [pool.submit(one, i) for i in cut]))
+            if not waiting:
+                return
+            cut, futures = waiting.popleft()
+            yield _batch(cut, [f.result() for f in futures], batch_size)
+    finally:
+        for _, futures in waiting:
+            for future in futures:
+                future.cancel()
 
 
 def _batch(ids: Sequence[int], found: list[NDArray[np.uint8] | str], batch_size: int) -> Batch:

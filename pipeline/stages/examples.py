@@ -136,7 +136,7 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     ids = wanted.pictures[shard.first : shard.last]
     jpegs: list[bytes] = []
     total = _Found()
-    for batch, found in in_order(_Maps(job, wanted), waits(job.batches(ids)), job.streams):
+    for batch, found in in_order(_Maps(job, wanted), waits(job.batches(ids)), job.streams, job.network_threads):
         if batch.bad:
             raise OSError(f"{job.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
         for place, maps in found.maps.items():
