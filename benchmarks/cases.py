@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline import driver
 from pipeline.config import Config, parse_config
-from pipeline.data.folder import DemoSource
+from pipeline.data.folder import DemoSource, FolderSource
 from pipeline.data.loading import Batch
+from pipeline.data.source import Source
 from pipeline.job import Job
 from pipeline.machine import in_order, set_up
 from pipeline.stages import index, scan
@@ -27,13 +28,24 @@ NETWORKS = {
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "unitscope")
 
 
+IMAGENET = Path(__file__).parent.parent.parent / "shared" / "imagenet-sample"
+
+
+def photographs() -> tuple[Source, str]:
+    """ImageNet's own, where a sample lies beside the checkout, else the demo's, which are larger; and which they are."""
+    if IMAGENET.is_dir():
+        return FolderSource("", str(IMAGENET), "sample"), "ImageNet sample"
+    return DemoSource("demo"), "demo"
+
+
 def folder_of_photographs(folder: Path, count: int) -> str:
-    """The demo's photographs, each as often as it takes to have `count`; a dataset source."""
-    demo = DemoSource("demo")
+    """`photographs()`, evenly spread or each as often as it takes to have `count`; a dataset source."""
+    source, _ = photographs()
+    step = max(len(source.entries) // count, 1)
     for number in range(count):
-        entry = demo.entries[number % len(demo.entries)]
+        entry = source.entries[number * step % len(source.entries)]
         file = folder / f"{number:05d}{Path(entry.path).suffix}"
-        file.write_bytes(demo.read(entry))
+        file.write_bytes(source.read(entry))
     return f"folder:{folder}"
 
 

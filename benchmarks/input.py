@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import torch
 from bench import Bar, Report, interleaved, options
-from cases import NETWORKS, PACKAGES, Scan, config_of
+from cases import NETWORKS, PACKAGES, Scan, config_of, photographs
 from PIL import Image
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def main(networks: tuple[str, ...], quick: bool, json_file: str | None) -> None:
     report = Report("Input against the network", ("network", "side", "images/s", "ratio", "seconds, spread"))
     for network in networks or (["lite0"] if quick else NETWORKS):
         measure(network, 3 if quick else 7, IMAGES[network] // (4 if quick else 1), report)
-    raise SystemExit(report.finish(PACKAGES, "none", json_file))
+    raise SystemExit(report.finish(PACKAGES, f"none; photographs: {photographs()[1]}", json_file))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 from bench import Bar, Report, options
-from cases import NETWORKS, PACKAGES, config_of, folder_of_photographs
+from cases import NETWORKS, PACKAGES, config_of, folder_of_photographs, photographs
 
 FEW, MANY = 250, 2000
 STAGES = ("index", "calibrate", "scan")
@@ -63,7 +63,7 @@ def main(network: str, images: int, folder: str | None, quick: bool, json_file: 
         for count, (size, seconds) in found.items():
             report.add(name, count, size, seconds)
         report.bars.append(Bar(f"{name}: peak at {many} / at {few} images", found[many][0] / found[few][0], 1.05))
-    raise SystemExit(report.finish(PACKAGES, "none", json_file))
+    raise SystemExit(report.finish(PACKAGES, f"none; photographs: {photographs()[1]}", json_file))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import click
 import numpy as np
 import torch
 from bench import Bar, Report, interleaved, options
-from cases import PACKAGES, Scan
+from cases import PACKAGES, Scan, photographs
 from torch import Tensor
 
 from pipeline import graph
@@ -167,7 +167,13 @@ def main(networks: tuple[str, ...], quick: bool, json_file: str | None) -> None:
     for network in networks or (["lite0"] if quick else LIMITS):
         images = IMAGES[network] // (4 if quick else 1)
         measure(network, 3 if quick else 7, images, report, peers=network == "lite0")
-    raise SystemExit(report.finish([*PACKAGES, "timm", "zennit-crp"], "weights random:0 but for lite0", json_file))
+    raise SystemExit(
+        report.finish(
+            [*PACKAGES, "timm", "zennit-crp"],
+            f"weights random:0 but for lite0; photographs: {photographs()[1]}",
+            json_file,
+        )
+    )
 
 
 if __name__ == "__main__":
