@@ -32,7 +32,7 @@ IMAGENET = Path(__file__).parent.parent.parent / "shared" / "imagenet-sample"
 
 
 def photographs() -> tuple[Source, str]:
-    """ImageNet's own, where a sample lies beside the checkout, else the demo's, which are larger; and which they are."""
+    """ImageNet's own, where a sample lies beside the checkout, else the demo's, which are larger; and which."""
     if IMAGENET.is_dir():
         return FolderSource("", str(IMAGENET), "sample"), "ImageNet sample"
     return DemoSource("demo"), "demo"
