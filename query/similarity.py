@@ -20,7 +20,7 @@ from .frames import image_columns, unit_columns
 from .names import Unit
 from .run import Layer, Run
 
-_ALL = 1 << 28  # codes that are compared in full without choosing candidates first
+_ALL_UNITS, _ALL_IMAGES = 1 << 28, 1 << 24  # codes that are compared in full without choosing candidates first
 _UNITS, _IMAGES = 200, 500  # candidates, or ten times what is asked for
 _IMAGES_AT_ONCE = 8192  # columns of a layer decoded together: 64 MiB for 2,048 units
 
@@ -44,7 +44,7 @@ def similar_units(dense: Dense, unit: Unit, k: int, layers: Sequence[Layer] | No
     chosen = [unit.layer] if layers is None else layers
     places = np.concatenate([np.arange(layer.start, layer.stop) for layer in chosen])
     places = places[places != unit.place]
-    if len(places) * run.n > _ALL:
+    if len(places) * run.n > _ALL_UNITS:
         places = _likely(dense, unit, chosen, places, max(_UNITS, 10 * k))
     correlation = correlations(dense, unit, places)
     order = np.lexsort((places, -correlation))
@@ -107,7 +107,7 @@ def similar_images(
     run = dense.run
     ids = run.images.all
     ids = ids[ids != image_id]
-    if everything or len(ids) * layer.channels <= _ALL:
+    if everything or len(ids) * layer.channels <= _ALL_IMAGES:
         similarity = _cosine_of_all(dense, layer, z)[ids]
     else:
         ids = _near(dense, layer, z, ids, max(_IMAGES, 10 * k))

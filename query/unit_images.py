@@ -102,9 +102,9 @@ def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, 
     values. mean: by the code of the mean, then the mean. A zero of a layer that is never negative does not count.
     """
     if by == "max" and of_class is None:
-        known = _with_tail_p(examples(unit, "highest"), unit.run.n)
-        if len(known) >= k:
-            return _top_frame(unit, {name: known[name].to_numpy()[:k] for name in _COLUMNS})
+        found = _from_examples(dense, unit, k) or _from_tail(dense, unit, k)
+        if found is not None:
+            return _top_frame(unit, found)
     within = slice(None) if of_class is None else unit.run.images.within(of_class.index)
     wanted = unit.run.images.of_class(None if of_class is None else of_class.index)
     code = dense.unit(unit.layer, unit.channel, "mean" if by == "mean" else "max", within)
@@ -118,6 +118,42 @@ def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, 
         keys = (column.image_ids, -column.mean, 255 - column.mean_code)
     column = column.take(np.lexsort(keys)[:k])
     return _top_frame(unit, {"image_id": column.image_ids} | {name: getattr(column, name) for name in _COLUMNS[1:]})
+
+
+def _from_examples(dense: Dense, unit: Unit, k: int) -> dict[str, NDArray[Any]] | None:
+    """The first k where so many examples are stored: the dense record need not be read."""
+    stored = examples(unit, "highest")
+    if len(stored) < k:
+        return None
+    known = _with_tail_p(stored, unit.run.n)["tail_p"].to_numpy()[:k]
+    found = {name: stored[name].to_numpy()[:k] for name in ("image_id", "value", "mean", "y", "x")}
+    tail_p = np.append(known, np.zeros(k - len(known)))
+    if len(known) < k:  # ties of the last stored example, of which more lie beyond
+        last, exact = found["value"][-1], tail(unit)
+        same = exact["tail_p"].to_numpy()[exact["value"].to_numpy() == last]
+        book = dense.book(unit.layer, "max")
+        code = int(np.searchsorted(book.edges[unit.channel], last, side="right")) - 1
+        tail_p[len(known) :] = same[0] if len(same) else book.tail_p[unit.channel, code]
+    return found | {"tail_p": tail_p}
+
+
+def _from_tail(dense: Dense, unit: Unit, k: int) -> dict[str, NDArray[Any]] | None:
+    """The first k where so many images are in the sure tail: all others are lower, and their codes need not be read."""
+    exact = tail(unit)
+    exact = exact.slice(0, int(np.count_nonzero(exact["tail_p"].to_numpy() <= TAIL_SURE)))  # rising
+    if len(exact) < k:
+        return None
+    ids, value = exact["image_id"].to_numpy(), exact["value"].to_numpy()
+    mean_code = dense.unit(unit.layer, unit.channel, "mean")[ids]
+    mean = dense.book(unit.layer, "mean").means[unit.channel][mean_code]
+    stored = examples(unit, "highest").slice(0, len(ids))
+    place = np.full(len(ids), np.iinfo(np.int32).max)
+    order = np.argsort(ids)
+    here, rows = _places(stored["image_id"].to_numpy(), ids[order])
+    mean[order[rows]], place[order[rows]] = stored["mean"].to_numpy()[here], stored["rank"].to_numpy()[here]
+    order = np.lexsort((ids, -mean, -value, place))[:k]
+    columns = {name: exact[name].to_numpy()[order] for name in ("image_id", "value", "tail_p", "y", "x")}
+    return columns | {"mean": mean[order]}
 
 
 _COLUMNS = ("image_id", "value", "mean", "tail_p", "y", "x")
@@ -187,38 +223,50 @@ def both(dense_a: Dense, a: Unit, dense_b: Dense, b: Unit, k: int, without: bool
     """
     if a.run.dataset != b.run.dataset:
         raise UsageError(f"{a.name} and {b.name} were measured on different datasets ({a.run.name}, {b.run.name})")
-    ids = _in_tail(a) if without else np.intersect1d(_in_tail(a), _in_tail(b), assume_unique=True)
-    found = _together(dense_a, a, dense_b, b, ids, k, without)
+    tails = tail(a), tail(b)
+    sure = [_sure(table) for table in tails]
+    ids = sure[0] if without else np.intersect1d(sure[0], sure[1], assume_unique=True)
+    found = _together((dense_a, a, tails[0]), (dense_b, b, tails[1]), ids, k, without)
     if len(found) < k:
         ids = np.flatnonzero(a.run.images.accepted & b.run.images.accepted)
-        found = _together(dense_a, a, dense_b, b, ids, k, without)
+        found = _together((dense_a, a, tails[0]), (dense_b, b, tails[1]), ids, k, without)
     return found
 
 
-def _in_tail(unit: Unit) -> NDArray[np.int64]:
+_Measured = tuple[Dense, Unit, pa.Table]  # with the unit's tail
+
+
+def _sure(exact: pa.Table) -> NDArray[np.int64]:
     """Images with tail_p <= 0.01, rising: all of them are in `tail`."""
-    table = tail(unit)
-    ids: NDArray[np.int64] = table["image_id"].to_numpy()[table["tail_p"].to_numpy() <= TAIL_SURE]
+    ids: NDArray[np.int64] = exact["image_id"].to_numpy()[exact["tail_p"].to_numpy() <= TAIL_SURE]
     return np.sort(ids)
 
 
-def _together(
-    dense_a: Dense, a: Unit, dense_b: Dense, b: Unit, ids: NDArray[np.int64], k: int, without: bool
-) -> pd.DataFrame:
-    (value_a, p), (value_b, q) = (_values(dense, unit, ids) for dense, unit in ((dense_a, a), (dense_b, b)))
-    on_a, on_b = _counts(a, value_a), _counts(b, value_b)
+def _together(a: _Measured, b: _Measured, ids: NDArray[np.int64], k: int, without: bool) -> pd.DataFrame:
+    (value_a, p), (value_b, q) = _values(*a, ids), _values(*b, ids)
+    on_a, on_b = _counts(a[1], value_a), _counts(b[1], value_b)
     if without:
         kept, keys = on_a & (~on_b | (q > 0.5)), (ids, -q, p)
     else:
         kept, keys = on_a & on_b, (ids, p + q, np.maximum(p, q))
     rows = np.flatnonzero(kept)
-    rows = rows[np.lexsort(tuple(key[rows] for key in keys))[:k]]
-    return _ranked(a, ids[rows], value_a=value_a[rows], tail_p_a=p[rows], value_b=value_b[rows], tail_p_b=q[rows])
+    rows = rows[_lexsorted([key[rows] for key in keys], k)]
+    return _ranked(a[1], ids[rows], value_a=value_a[rows], tail_p_a=p[rows], value_b=value_b[rows], tail_p_b=q[rows])
 
 
-def _values(dense: Dense, unit: Unit, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _lexsorted(keys: list[NDArray[Any]], k: int) -> NDArray[np.intp]:
+    """The first k places of np.lexsort(keys): only those that can be among them by the last key are sorted."""
+    few = np.arange(len(keys[-1]))
+    if len(few) > 4 * k:
+        few = np.flatnonzero(keys[-1] <= np.partition(keys[-1], k - 1)[k - 1])
+    found: NDArray[np.intp] = few[np.lexsort([key[few] for key in keys])[:k]]
+    return found
+
+
+def _values(
+    dense: Dense, unit: Unit, exact: pa.Table, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """value and tail_p of a unit on accepted images (rising ids); the codes are not read where `tail` has them all."""
-    exact = tail(unit)
     place, where = _places(exact["image_id"].to_numpy(), ids)
     if len(where) == len(ids):
         value, tail_p = np.empty(len(ids), np.float32), np.empty(len(ids))
