@@ -49,7 +49,7 @@ class Bar:
 
     @property
     def holds(self) -> bool:
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+        return bool(self.value >= self.limit if self.at_least else self.value <= self.limit)
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Report:
             sign = ">=" if bar.at_least else "<="
             print(f"{'holds ' if bar.holds else 'MISSED'}  {bar.name}: {bar.value:.3f} ({sign} {bar.limit:g})")
         if json_file:
-            body = {b.name: {"value": b.value, "limit": b.limit, "holds": b.holds} for b in self.bars}
+            body = {b.name: {"value": float(b.value), "limit": b.limit, "holds": b.holds} for b in self.bars}
             Path(json_file).write_text(json.dumps(body, indent=1) + "\n")
         return 0 if all(bar.holds for bar in self.bars) else 1
 

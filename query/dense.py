@@ -80,6 +80,7 @@ class Dense:
         self.run = run
         self._books: dict[tuple[str, Statistic], Codebook] = {}
         self._open = functools.lru_cache(_OPEN_FILES)(hdf5.opened)
+        self._datasets = functools.lru_cache(4 * _OPEN_FILES)(lambda place, name: hdf5.dataset(self._open(place), name))
 
     def book(self, layer: Layer, statistic: Statistic) -> Codebook:
         key = (layer.name, statistic)
@@ -95,7 +96,7 @@ class Dense:
 
     def dataset(self, place: Path, name: str) -> h5py.Dataset:
         """A dataset of one of the run's HDF5 files, which stays open."""
-        return hdf5.dataset(self._open(place), name)
+        return self._datasets(place, name)
 
     @functools.cached_property
     def moments_of_means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -143,6 +144,7 @@ class Dense:
         return near, length
 
     def close(self) -> None:
+        self._datasets.cache_clear()
         self._open.cache_clear()
 
     def _by_unit(self, layer: Layer, statistic: Statistic) -> h5py.Dataset:

@@ -1,4 +1,4 @@
-"""Columns of the frames that questions answer with."""
+"""Columns of the frames that questions answer with: arrays, for a frame of Series aligns their indices first."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from pandas.api.extensions import ExtensionArray
 
 from .run import Run
 
 
-def nullable(places: NDArray[np.int32]) -> pd.Series[Any]:
+def nullable(places: NDArray[np.int32]) -> pd.arrays.IntegerArray:
     """Integers, <NA> where negative."""
-    return pd.Series(pd.arrays.IntegerArray(places, places < 0))
+    return pd.arrays.IntegerArray(places, places < 0)
 
 
 def text(values: Sequence[str | None]) -> pd.Series[Any]:
@@ -40,10 +41,11 @@ def image_columns(run: Run, image_ids: NDArray[np.int64]) -> dict[str, Any]:
         "image_id": image_ids,
         "path": strings(images["path"]),
         "label": strings(images["label"]),
-        "class_index": pd.Series(images["class_index"].to_pandas(), dtype="Int32"),
+        "class_index": nullable(images["class_index"].fill_null(-1).to_numpy().astype(np.int32)),
     }
 
 
-def strings(column: pa.ChunkedArray) -> pd.Series[Any]:
+def strings(column: pa.ChunkedArray) -> ExtensionArray:
     """Arrow strings as pandas' own, without a Python object each."""
-    return pd.Series(pd.array(column, dtype="str"))
+    found: ExtensionArray = pd.array(column, dtype="str")
+    return found

@@ -48,10 +48,20 @@ class Lookup:
         """These rows by their place in the file, in the order asked. What was read is kept: for small columns."""
         group = np.searchsorted(self._starts, places, side="right") - 1
         wanted, index = np.unique(group, return_inverse=True)
-        pieces = [self._group(int(g), columns) for g in wanted]
-        offsets = np.cumsum([0, *(len(piece) for piece in pieces[:-1])]) if pieces else np.zeros(0, np.int64)
-        merged = pa.concat_tables(pieces).unify_dictionaries() if pieces else self._read(wanted, list(columns))
-        return merged.take(pa.array(offsets[index] + places - self._starts[group] if len(places) else places))
+        order = np.argsort(index, kind="stable")
+        cuts = np.searchsorted(index[order], np.arange(len(wanted) + 1))
+        if len(wanted) == 0:
+            return self._read(wanted, list(columns))
+        pieces = []
+        for g, first, last in zip(wanted, cuts[:-1], cuts[1:], strict=True):
+            pieces.append(self._group(int(g), columns).take(pa.array(places[order[first:last]] - self._starts[g])))
+        merged = pa.concat_tables(pieces).unify_dictionaries()
+        return merged.take(pa.array(np.argsort(order, kind="stable"))) if len(wanted) > 1 else merged
+
+    def greatest(self, column: str) -> int:
+        """The greatest value of an integer column, by the statistics of its row groups."""
+        high = self._bounds[column][1]
+        return int(high.max()) if len(high) else 0
 
     @functools.cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -70,7 +80,7 @@ class Lookup:
     def _read(self, groups: NDArray[np.intp], columns: list[str]) -> pa.Table:
         try:
             with self._lock:
-                return self._file.read_row_groups(groups.tolist(), columns, use_threads=False)
+                return self._file.read_row_groups(groups.tolist(), columns, use_threads=len(columns) > 4)
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"{self._path} cannot be read ({error}): run `unitscope verify`") from error
 

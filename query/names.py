@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import fnmatch
 import os
@@ -165,7 +166,8 @@ def find_class(run: Run, name: ClassName) -> DatasetClass:
         raise UsageError(f"dataset {run.dataset} has no classes")
     text = str(name)
     if text.isascii() and text.isdigit():
-        found = [c for c in classes if c.index == int(text)]
+        place = bisect.bisect_left(classes, int(text), key=lambda c: c.index)
+        found = [c for c in classes[place : place + 1] if c.index == int(text)]
     else:
         found = [c for c in classes if c.synset == text or c.label.casefold() == text.casefold()]
     if not found:

@@ -21,7 +21,7 @@ from .names import Unit
 from .run import Layer, Run
 
 _ALL_UNITS, _ALL_IMAGES = 1 << 28, 1 << 24  # codes that are compared in full without choosing candidates first
-_UNITS, _IMAGES = 200, 500  # candidates, or ten times what is asked for
+_UNITS, _IMAGES = 200, 4000  # candidates, or ten times what is asked for
 _IMAGES_AT_ONCE = 8192  # columns of a layer decoded together: 64 MiB for 2,048 units
 
 

@@ -26,8 +26,8 @@ class UnitColumn:
     """One unit over M accepted images, image_ids rising.
 
     value, mean float32: spatial maximum and mean; tail_p float64: share of the n accepted images with at least this
-    value; exact bool: value is so, not decoded; rank int32: as a stored example, 0 where it is none; mean_code uint8:
-    the code of the mean; y, x int32: place of the maximum, -1 where not known.
+    value; exact bool: value is so, not decoded; rank int32: place in the exact order, 0 where not stored; mean_code
+    uint8: the code of the mean; y, x int32: place of the maximum, -1 where not known.
     """
 
     image_ids: NDArray[np.int64]
@@ -72,11 +72,20 @@ def _column(dense: Dense, unit: Unit, ids: NDArray[np.int64], code: Codes, withi
         x=nowhere.copy(),
         n=unit.run.n,
     )
-    stored = examples(unit, "highest")
-    _override(column, stored, ("value", "mean", "rank", "y", "x"))
-    _override(column, _with_tail_p(stored, unit.run.n), ("tail_p",))
-    _override(column, tail(unit), ("value", "tail_p", "y", "x"))
+    exact = tail(unit)
+    ranked = exact.append_column("rank", pa.array(np.arange(1, len(exact) + 1, dtype=np.int32)))
+    _override(column, ranked, ("value", "tail_p", "rank", "y", "x"))
+    if _examples_tell(unit, exact, ids):
+        stored = examples(unit, "highest")
+        _override(column, stored, ("value", "mean", "rank", "y", "x"))
+        _override(column, _with_tail_p(stored, unit.run.n), ("tail_p",))
     return column
+
+
+def _examples_tell(unit: Unit, exact: pa.Table, ids: NDArray[np.int64]) -> bool:
+    """Whether a stored example is among the images, or may be: `tail` has the same order, and mostly reaches deeper."""
+    deepest = unit.run.lookup(unit.run.only("top_examples")).greatest("rank")
+    return len(exact) < deepest or len(_places(exact["image_id"].to_numpy()[:deepest], ids)[0]) > 0
 
 
 def examples(unit: Unit, direction: str, boxes: bool = False) -> pa.Table:
@@ -98,8 +107,8 @@ def tail(unit: Unit) -> pa.Table:
 def top_images(dense: Dense, unit: Unit, k: int, of_class: DatasetClass | None, by: str) -> pd.DataFrame:
     """The first k images: rank, image_id, path, label, class_index, value, mean, tail_p, y, x, n.
 
-    max: (max, mean) falling, image_id; exact as far as `top_examples` reaches, then by the exact and last the decoded
-    values. mean: by the code of the mean, then the mean. A zero of a layer that is never negative does not count.
+    max: (max, mean) falling, image_id; exact as far as `top_examples` or `tail` reaches, then by the decoded values.
+    mean: by the code of the mean, then the mean. A zero of a layer that is never negative does not count.
     """
     if by == "max" and of_class is None:
         found = _from_examples(dense, unit, k) or _from_tail(dense, unit, k)
@@ -129,31 +138,35 @@ def _from_examples(dense: Dense, unit: Unit, k: int) -> dict[str, NDArray[Any]] 
     found = {name: stored[name].to_numpy()[:k] for name in ("image_id", "value", "mean", "y", "x")}
     tail_p = np.append(known, np.zeros(k - len(known)))
     if len(known) < k:  # ties of the last stored example, of which more lie beyond
-        last, exact = found["value"][-1], tail(unit)
-        same = exact["tail_p"].to_numpy()[exact["value"].to_numpy() == last]
-        book = dense.book(unit.layer, "max")
-        code = int(np.searchsorted(book.edges[unit.channel], last, side="right")) - 1
-        tail_p[len(known) :] = same[0] if len(same) else book.tail_p[unit.channel, code]
+        tail_p[len(known) :] = _share_reaching(dense, unit, found["value"][-1])
     return found | {"tail_p": tail_p}
 
 
-def _from_tail(dense: Dense, unit: Unit, k: int) -> dict[str, NDArray[Any]] | None:
-    """The first k where so many images are in the sure tail: all others are lower, and their codes need not be read."""
+def _share_reaching(dense: Dense, unit: Unit, value: float) -> float:
+    """Share of images with at least a stored example's value: exact at the clip and in the tail, else its code's."""
+    bound = unit.layer.upper_bound
+    if bound is not None and value >= bound:
+        return float(unit.run.statistics.saturated[unit.place])
     exact = tail(unit)
-    exact = exact.slice(0, int(np.count_nonzero(exact["tail_p"].to_numpy() <= TAIL_SURE)))  # rising
+    same = exact["tail_p"].to_numpy()[exact["value"].to_numpy() == value]
+    if len(same):
+        return float(same[0])
+    book = dense.book(unit.layer, "max")
+    code = int(np.searchsorted(book.edges[unit.channel], value, side="right")) - 1
+    return float(book.tail_p[unit.channel, code])
+
+
+def _from_tail(dense: Dense, unit: Unit, k: int) -> dict[str, NDArray[Any]] | None:
+    """The first k where the unit's tail has so many: it is the beginning of the exact order, and codes tell means."""
+    exact = tail(unit)
     if len(exact) < k:
         return None
-    ids, value = exact["image_id"].to_numpy(), exact["value"].to_numpy()
-    mean_code = dense.unit(unit.layer, unit.channel, "mean")[ids]
+    found = {name: exact[name].to_numpy()[:k].copy() for name in ("image_id", "value", "tail_p", "y", "x")}
+    mean_code = dense.unit(unit.layer, unit.channel, "mean")[found["image_id"]]
     mean = dense.book(unit.layer, "mean").means[unit.channel][mean_code]
-    stored = examples(unit, "highest").slice(0, len(ids))
-    place = np.full(len(ids), np.iinfo(np.int32).max)
-    order = np.argsort(ids)
-    here, rows = _places(stored["image_id"].to_numpy(), ids[order])
-    mean[order[rows]], place[order[rows]] = stored["mean"].to_numpy()[here], stored["rank"].to_numpy()[here]
-    order = np.lexsort((ids, -mean, -value, place))[:k]
-    columns = {name: exact[name].to_numpy()[order] for name in ("image_id", "value", "tail_p", "y", "x")}
-    return columns | {"mean": mean[order]}
+    stored = examples(unit, "highest")["mean"].to_numpy()[:k]  # the same images in the same order
+    mean[: len(stored)] = stored
+    return found | {"mean": mean}
 
 
 _COLUMNS = ("image_id", "value", "mean", "tail_p", "y", "x")
@@ -273,7 +286,8 @@ def _values(
     else:
         code, book = dense.unit(unit.layer, unit.channel, "max")[ids], dense.book(unit.layer, "max")
         value, tail_p = book.means[unit.channel][code], book.tail_p[unit.channel][code]
-        _fill(ids, _with_tail_p(examples(unit, "highest"), unit.run.n), value, tail_p)
+        if len(exact) < unit.run.lookup(unit.run.only("top_examples")).greatest("rank"):
+            _fill(ids, _with_tail_p(examples(unit, "highest"), unit.run.n), value, tail_p)
     value[where], tail_p[where] = (exact[name].to_numpy()[place] for name in ("value", "tail_p"))
     return value, tail_p
 
