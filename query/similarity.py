@@ -42,6 +42,8 @@ def similar_units(dense: Dense, unit: Unit, k: int, layers: Sequence[Layer] | No
             starts = [run.by_name[name].start for name in stored["other_layer"].to_pylist()]
             return _units_frame(run, stored["other_channel"].to_numpy() + starts, stored["correlation"].to_numpy())
     chosen = [unit.layer] if layers is None else layers
+    if not run.statistics.max_sd[unit.place] > 0:
+        return _units_frame(run, np.zeros(0, np.int64), np.zeros(0))
     places = np.concatenate([np.arange(layer.start, layer.stop) for layer in chosen])
     places = places[places != unit.place]
     if len(places) * run.n > _ALL_UNITS:
