@@ -49,14 +49,13 @@ def folder_of_photographs(folder: Path, count: int) -> str:
     return f"folder:{folder}"
 
 
-def config_of(network: str, source: str, shard_size: int = 128, threads: int = 0) -> Config:
+def config_of(network: str, source: str) -> Config:
     model, weights = NETWORKS[network]
     return parse_config(
         {
             "model": {"source": model, "weights": weights},
             "dataset": {"source": source, "name": "photographs"},
-            "scan": {"batch_size": 16, "shard_size": shard_size},
-            "compute": {"threads": threads},
+            "scan": {"batch_size": 16, "shard_size": 128},
         },
         "benchmark",
     )
@@ -65,12 +64,12 @@ def config_of(network: str, source: str, shard_size: int = 128, threads: int = 0
 class Scan:
     """Scans of one set of photographs, again and again, into a store of their own."""
 
-    def __init__(self, network: str, images: int, shard_size: int = 128) -> None:
+    def __init__(self, network: str, images: int) -> None:
         set_up()
         self.folder = Path(tempfile.mkdtemp(prefix="unitscope-benchmark-"))
         (self.folder / "photographs").mkdir()
         source = folder_of_photographs(self.folder / "photographs", images)
-        self.job = Job(config_of(network, source, shard_size), self.folder / "store", progress=False)
+        self.job = Job(config_of(network, source), self.folder / "store", progress=False)
         driver.run(self.job, (index.STAGE.name, "calibrate"))
         ids = self.job.readable
         self.decoded = list(self.job.batches(ids))

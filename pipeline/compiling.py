@@ -20,8 +20,11 @@ from store.errors import UsageError
 Tap = Callable[[Layer, Tensor], None]
 
 
-class TapSet:
-    """The layers of one compiled network and what takes their outputs; found again by number inside the graph."""
+class _TapSet:
+    """The layers of one compiled network and what takes their outputs; found again by number inside the graph.
+
+    The network's own taps hold it, so it lives as long as they.
+    """
 
     def __init__(self, layers: Sequence[Layer], tap: Tap) -> None:
         self.layers, self.tap = tuple(layers), tap
@@ -30,7 +33,7 @@ class TapSet:
 
 
 _numbers = itertools.count()
-_sets: weakref.WeakValueDictionary[int, TapSet] = weakref.WeakValueDictionary()
+_sets: weakref.WeakValueDictionary[int, _TapSet] = weakref.WeakValueDictionary()
 
 
 @torch.library.custom_op("unitscope::tap", mutates_args=("state",))
@@ -45,9 +48,9 @@ def _(x: Tensor, state: Tensor, number: int, layer: int) -> None:
     return None
 
 
-def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> tuple[Callable[[Tensor], object], TapSet]:
-    """The network with taps, compiled at its first call (a minute or so); keep the TapSet as long as it is used."""
-    taps = TapSet(layers, tap)
+def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Callable[[Tensor], object]:
+    """The network with taps, compiled at its first call (a minute or so)."""
+    taps = _TapSet(layers, tap)
     places = {layer.name: place for place, layer in enumerate(layers)}
     state = torch.zeros(1, device=next(iter(network.parameters())).device)
     tapped = graph.with_taps(
@@ -64,4 +67,4 @@ def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> tupl
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"[compute] compile = true: torch.compile failed ({first}): set it to false") from error
 
-    return run, taps
+    return run

@@ -66,7 +66,7 @@ class Measurer:
         self.network = folded_network(model, self.layers).to(device=self.device, dtype=self._dtype)
         self._tapped: Callable[[Tensor], object]
         if compile:
-            self._tapped, self._taps = compiled(self.network, self.layers, self._tap)
+            self._tapped = compiled(self.network, self.layers, self._tap)
         else:
             self._tapped = graph.with_taps(self.network, self.layers, self._tap)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.config import Config
-from pipeline.data.decode import BadImageError, open_image
+from pipeline.data.decode import BadImageError, is_plain_jpeg, open_image
 from pipeline.data.indexing import limited, refuse_too_many, storage_order
 from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
@@ -110,7 +110,7 @@ def packed_picture(data: bytes, packing: Packing) -> bytes:
     """One picture, upright RGB, its short side at most `size`. A JPEG that is so already is kept byte for byte."""
     image = open_image(data)
     short = min(image.size)
-    if short <= packing.size and packing.format == "jpeg" and _is_plain_jpeg(data):
+    if short <= packing.size and packing.format == "jpeg" and is_plain_jpeg(data):
         return data
     if short > packing.size:
         # the long side as torchvision and Preprocess round it, so that a scan need not resize again
@@ -122,11 +122,6 @@ def packed_picture(data: bytes, packing: Packing) -> bytes:
     else:
         image.save(buffer, "JPEG", quality=packing.quality, subsampling=0)
     return buffer.getvalue()
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(0x0112, 1) == 1
 
 
 def _names(entries: list[Entry], suffix: str) -> list[str]:

@@ -228,7 +228,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync_and_hash(temporary)
+        _sync(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -238,11 +238,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def replace_text(path: Path, text: str) -> None:
     """Writes a small file whole: readers see the old text or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    _sync_and_hash(temporary)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def sha256(path: Path) -> str:
@@ -292,9 +289,13 @@ def _alive(process: int) -> bool:
 
 
 def _sync_and_hash(path: Path) -> str:
+    _sync(path)
+    return sha256(path)
+
+
+def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -309,7 +310,7 @@ def _link(place: Path, new: Record) -> Record:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(place)
     temporary.write_text(new.text())
-    _sync_and_hash(temporary)
+    _sync(temporary)
     try:
         os.link(temporary, place)
     except FileExistsError:

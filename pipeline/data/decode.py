@@ -38,6 +38,12 @@ def open_image(source: bytes | Path | str) -> Image.Image:
         raise BadImageError(_reason(error)) from error
 
 
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a picture is a JPEG in grey or RGB that need not be turned. Raises BadImageError."""
+    image = _open(data)
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -9,7 +9,6 @@ import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,8 @@ import pyarrow.parquet as pq
 
 from store.errors import UsageError
 
-from .shards import Shards, find_shards
-from .source import ClassName, Entry, Source, class_names, in_order_of_class, text_digest
+from .shards import ShardedSource
+from .source import ClassName, Entry, class_names, in_order_of_class
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "bytes", "picture")
 LABELS = ("label", "labels", "fine_label", "class", "cls", "class_index", "target", "synset", "wnid")
@@ -37,20 +36,13 @@ class _Columns:
     names: tuple[str, ...] | None
 
 
-class ParquetSource(Source):
+class ParquetSource(ShardedSource):
+    kind = "parquet"
+
     def __init__(self, text: str, pattern: str, name: str) -> None:
-        self.text, self.name = text, name
-        self._pattern = pattern
+        super().__init__(text, pattern, name)
         self._groups: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
         self._lock = threading.Lock()
-
-    @functools.cached_property
-    def shards(self) -> Shards:
-        return find_shards(self._pattern, "parquet")
-
-    @property
-    def root(self) -> str:  # type: ignore[override]
-        return self.shards.root
 
     @functools.cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -67,9 +59,6 @@ class ParquetSource(Source):
         return in_order_of_class(
             Entry(path, label, file, row) for (file, row, _, _), path, label in zip(rows, paths, labels, strict=True)
         )
-
-    def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
-        return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
 
     def read(self, entry: Entry) -> bytes:
         if entry.source_file is None or entry.offset is None:

@@ -1,14 +1,18 @@
-"""Files named by a pattern: shards of a dataset, with `*` and `?` or ranges in braces, `train-{000..146}.tar`."""
+"""Sources of shards: files named by a pattern, with `*` and `?` or ranges in braces, `train-{000..146}.tar`."""
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from store.errors import UsageError
+
+from .source import Entry, Source, text_digest
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -23,6 +27,28 @@ class Shards:
 
     def path(self, file: str) -> Path:
         return Path(self.root) / file
+
+
+class ShardedSource(Source):
+    """Pictures in a few large files. `kind` is what the config calls it."""
+
+    kind: str
+
+    def __init__(self, text: str, pattern: str, name: str) -> None:
+        self.text, self.name = text, name
+        self._pattern = pattern
+
+    @functools.cached_property
+    def shards(self) -> Shards:
+        return find_shards(self._pattern, self.kind)
+
+    @property
+    def root(self) -> str:  # type: ignore[override]
+        return self.shards.root
+
+    def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
+        """Of the shards' names and sizes: a worker need not read every shard's contents again."""
+        return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
 
 
 def find_shards(pattern: str, kind: str) -> Shards:

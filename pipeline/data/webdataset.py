@@ -7,18 +7,18 @@ A sample's files share a name up to the first dot of its last part. Its class is
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import tarfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from store.errors import UsageError
 
 from .decode import SUFFIXES
-from .shards import Shards, find_shards
-from .source import ClassName, Entry, Source, class_names, in_order_of_class, text_digest
+from .shards import ShardedSource
+from .source import ClassName, Entry, class_names, in_order_of_class
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -30,20 +30,8 @@ class _Sample:
     facts: dict[str, object] = field(default_factory=dict)
 
 
-class WebDatasetSource(Source):
-    def __init__(self, text: str, pattern: str, name: str) -> None:
-        self.text, self.name = text, name
-        self._pattern = pattern
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    @functools.cached_property
-    def shards(self) -> Shards:
-        return find_shards(self._pattern, "webdataset")
-
-    @property
-    def root(self) -> str:  # type: ignore[override]
-        return self.shards.root
+class WebDatasetSource(ShardedSource):
+    kind = "webdataset"
 
     @functools.cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -53,25 +41,18 @@ class WebDatasetSource(Source):
             raise UsageError(f"dataset source {self.text} holds no pictures ({', '.join(SUFFIXES)})")
         return in_order_of_class(_distinct(entries))
 
-    def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
-        """Of the shards' names and sizes: a worker need not read every header of every tar again."""
-        return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
-
     def read(self, entry: Entry) -> bytes:
         if entry.source_file is None or entry.offset is None or entry.length is None:
             raise ValueError(f"{entry.path}: an entry of a tar has its place")
-        data = os.pread(self._descriptor(entry.source_file), entry.length, entry.offset)
+        file = self._file(entry.source_file)  # held until it is read, even if another thread's file takes its place
+        data = os.pread(file.fileno(), entry.length, entry.offset)
         if len(data) < entry.length:
             raise OSError(5, f"{entry.source_file} ends before the picture does")
         return data
 
-    def _descriptor(self, file: str) -> int:
-        with self._lock:
-            if file not in self._open:
-                if len(self._open) >= 64:
-                    os.close(self._open.pop(next(iter(self._open))))
-                self._open[file] = os.open(self.shards.path(file), os.O_RDONLY)
-            return self._open[file]
+    @functools.lru_cache(64)  # noqa: B019  (a source lives as long as its process)
+    def _file(self, file: str) -> io.FileIO:
+        return open(self.shards.path(file), "rb", buffering=0)
 
     def _samples(self, file: str) -> dict[str, _Sample]:
         path = self.shards.path(file)
