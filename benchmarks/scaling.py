@@ -7,7 +7,6 @@ python benchmarks/scaling.py --no-measure    the simulation alone, with what was
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import bench
 import click
 from bench import Bar, Report
+from cases import IMAGENET
 from simulation import Cluster, Work, simulate
 
 from pipeline import driver
@@ -98,7 +98,7 @@ class Listening:
 
 def _scan_on(job: Job, engine: Engine) -> None:
     _forget_scan(job)
-    Scheduler(job, engine).run([scan.STAGE], lambda stage: None)
+    Scheduler(job, engine).run([scan.STAGE], lambda stage, done: None)
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def measure_engines(report: Report) -> float:
             report.notes.append(f"Ray was not measured: {error}")
             return local
         config = parse_config(_config(None, 1), "scaling")
-        tasks = ray_tasks.RayTasks(ray_tasks.connect(config, job.root, None), config, most=1)
+        tasks = ray_tasks.RayTasks(ray_tasks.connect(config, job.root, None), most=1)
         try:
             ray = _overhead(job, tasks)
         finally:
@@ -246,7 +246,7 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 @bench.options
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure here before simulating.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this.")
-@click.option("--images", type=click.Path(path_type=Path), default=Path("../shared/imagenet-sample"), show_default=True)
+@click.option("--images", type=click.Path(path_type=Path), default=IMAGENET, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(
     quick: bool, json_file: str | None, measure: bool, parts: tuple[str, ...], images: Path, rounds: int
@@ -254,13 +254,12 @@ def main(
     report = Report("Scaling", ("what", "value", "unit", "spread, notes"))
     costs = Costs()
     if measure:
-        with _scratch():
-            if "engines" in parts:
-                costs = measure_files(report, measure_engines(report))
-            if "slurm" in parts and not quick:
-                measure_slurm(report)
-            if "workers" in parts:
-                measure_workers(report, images, 2 if quick else rounds)
+        if "engines" in parts:
+            costs = measure_files(report, measure_engines(report))
+        if "slurm" in parts and not quick:
+            measure_slurm(report)
+        if "workers" in parts:
+            measure_workers(report, images, 2 if quick else rounds)
     run_simulation(report, costs, quick)
     report.notes.append(
         f"simulated: {RESNET50.name}, {RESNET50.rate:g} images/s a GPU (assumed: no GPU here), {RESNET50.units:,} "
@@ -268,18 +267,6 @@ def main(
         "as long"
     )
     sys.exit(report.finish(("torch", "unitscope", "ray"), "simulation 0", json_file))
-
-
-@contextmanager
-def _scratch() -> Iterator[None]:
-    """Temporary stores beside each other, whatever TMPDIR is, and gone afterwards."""
-    before = tempfile.tempdir
-    tempfile.tempdir = tempfile.mkdtemp(prefix="unitscope-scaling-")
-    try:
-        yield
-    finally:
-        shutil.rmtree(tempfile.tempdir, ignore_errors=True)
-        tempfile.tempdir = before
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.config import to_toml
 from store import logs
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +20,7 @@ TASKS = 3
 
 
 def seconds_of_a_task(config: Mapping[str, Mapping[str, object]]) -> float | str:
-    """Median seconds from one task's end to the next one's, less the shard; or why it could not be measured."""
+    """Median seconds from sbatch to a task's end, less the shard; or why it could not be measured."""
     if os.geteuid() or not shutil.which("slurmctld", path="/usr/sbin:/usr/local/sbin"):
         return "no Slurm to start here"
     with tempfile.TemporaryDirectory(prefix="unitscope-slurm-") as folder:
@@ -37,10 +39,6 @@ def seconds_of_a_task(config: Mapping[str, Mapping[str, object]]) -> float | str
 
 def _task(home: Path, env: dict[str, str], config: Mapping[str, Mapping[str, object]], number: int) -> float:
     """Submits one task that scans one shard; from sbatch to its end, less the shard's own seconds."""
-    import sys
-
-    from pipeline.config import to_toml
-
     store, file = home / f"store{number}", home / "scaling.toml"
     file.write_text(to_toml(config))
     command = [sys.executable, "-m", "unitscope", "run", str(file), "--store", str(store)]

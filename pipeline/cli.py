@@ -77,6 +77,8 @@ def run(
     """
     if address and executor != "ray":
         raise UsageError("--address is a Ray cluster's: add --executor ray")
+    if device and executor == "ray":
+        raise UsageError("--device is not for --executor ray: set [compute] device in the config")
     if shard and len(stages) != 1:
         raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
     ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
@@ -98,7 +100,7 @@ def _run_on_ray(
 
     job = ray_tasks.connect(settings, root, address)
     part = driver.Slice(*shard) if shard else driver.WHOLE
-    driver.run(job, stages, part, lambda: ray_tasks.RayTasks(job, settings, most), patience)
+    driver.run(job, stages, part, lambda: ray_tasks.RayTasks(job, most), patience)
 
 
 @click.command()

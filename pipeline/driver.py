@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pipeline.data.indexing import refuse_too_many
 from pipeline.executors import shards
 from pipeline.executors.engine import Engine
-from pipeline.executors.inputs import require_inputs, shard_names
+from pipeline.executors.inputs import is_complete, require_inputs
 from pipeline.executors.processes import Processes
 from pipeline.executors.scheduling import PATIENCE, Scheduler, say
 from pipeline.job import Job, Shard, Stage
@@ -57,7 +57,7 @@ def run(
     if engine is None:
         for stage in stages:
             run_stage(job, stage, part)
-    elif missing := [stage for stage in stages if not _is_complete(job, stage)]:
+    elif missing := [stage for stage in stages if not is_complete(job, stage)]:
         _run_on(engine(), job, missing, part, patience)
     for stage in STAGES:
         _drop_partials(job, stage.name)
@@ -73,7 +73,7 @@ def _processes(job: Job) -> Callable[[], Engine]:
 
 def _run_on(engine: Engine, job: Job, stages: Sequence[Stage], part: Slice, patience: float) -> None:
     try:
-        Scheduler(job, engine, part.takes, patience).run(stages, lambda stage: _refuse_bad(job, stage))
+        Scheduler(job, engine, part.takes, patience).run(stages, lambda stage, done: _refuse_bad(job, stage, done))
     finally:
         engine.close()
 
@@ -87,7 +87,7 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
         missing = [shard for shard in mine if shard.name not in done]
         _compute(job, stage, missing, sum(s.size for s in mine))
         done = job.done(stage.name)
-        _refuse_bad(job, stage)
+        _refuse_bad(job, stage, done)
         if any(shard.name not in done for shard in phase):
             say(f"{stage.name}: this share is done; the rest of the stage waits for the other shards")
             return
@@ -96,12 +96,6 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
 def missing_shards(job: Job, stage: Stage) -> list[Shard]:
     done = job.done(stage.name)
     return [shard for phase in stage.phases(job) for shard in phase if shard.name not in done]
-
-
-def _is_complete(job: Job, stage: Stage) -> bool:
-    done = job.done(stage.name)  # refuses a store of other settings
-    names = shard_names(job, stage)
-    return names is not None and names <= set(done)
 
 
 def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> None:
@@ -120,10 +114,10 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
             pass
 
 
-def _refuse_bad(job: Job, stage: Stage) -> None:
+def _refuse_bad(job: Job, stage: Stage, done: dict[str, publish.Record]) -> None:
     if stage.name != "scan":
         return
-    reasons = [(int(i), str(r)) for record in job.done("scan").values() for i, r in record.facts["rejected"]]
+    reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts["rejected"]]
     bad = [(job.path_of(i), reason) for i, reason in sorted(reasons)]
     total = len(job.images)
     known = [("", "")] * (total - len(job.readable))

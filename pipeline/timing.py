@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-PHASES = ("wait", "decode", "forward", "reduce", "write")
+from store.timings import PHASES
 
 P = ParamSpec("P")
 T = TypeVar("T")

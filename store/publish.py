@@ -202,9 +202,12 @@ def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
 
 def remove_orphans(root: Path, run: str) -> None:
     """Removes temporaries of files that are published: their makers died, or lost the race and will find out."""
-    published = {root / file.path for record in records(root, run) for file in record.files}
     folders = (root / "runs" / run, root / "datasets")
-    for path in [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]:
+    found = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
+    if not found:
+        return
+    published = {root / file.path for record in records(root, run) for file in record.files}
+    for path in found:
         if path.with_name(path.name.rpartition("~")[2]) in published:
             path.unlink(missing_ok=True)
 

@@ -60,11 +60,11 @@ def queued() -> list[Queued] | None:
     return [Queued(*line.split("|")[:5]) for line in found.stdout.splitlines() if line.count("|") >= 4]
 
 
-def of_store(root: Path, found: list[Queued]) -> dict[str, list[Queued]]:
-    """The queued jobs that were submitted for this store, by step, in the order of submission."""
-    jobs = {job.job: job.step for job in submitted(root)}
-    steps: dict[str, list[Queued]] = {step: [] for step in jobs.values()}
+def of_store(jobs: list[Submitted], found: list[Queued]) -> dict[str, list[Queued]]:
+    """The queued jobs that were submitted for a store, by step, in the order of submission."""
+    step_of = {job.job: job.step for job in jobs}
+    steps: dict[str, list[Queued]] = {step: [] for step in step_of.values()}
     for one in found:
-        if one.job in jobs:
-            steps[jobs[one.job]].append(one)
+        if one.job in step_of:
+            steps[step_of[one.job]].append(one)
     return {step: entries for step, entries in steps.items() if entries}

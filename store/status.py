@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import layout, logs, parquet, publish, queue, timings
 from .errors import UsageError
 from .publish import Record
+from .queue import Queued
+
+Ask = Callable[[], tuple[list[Queued] | None, str]]
 
 STAGES = ("index", "calibrate", "scan", "fold", "examples", "visualize", "groups")
 SHOWN = 10  # shards or pictures listed one by one
@@ -17,27 +22,33 @@ SHOWN = 10  # shards or pictures listed one by one
 
 def lines_of(root: Path, with_timings: bool) -> list[str]:
     records = publish.records(root)
+    ask = functools.cache(_ask)
     if not records:
-        return [f"{root}: an empty store; nothing is committed yet", *_queue_lines(root)]
+        return [f"{root}: an empty store; nothing is committed yet", *_queue_lines(root, ask)]
     events = logs.read(root)
     lines = []
     for run in sorted({r.run for r in records}):
         mine = [r for r in records if r.run == run]
-        lines += [f"{run}  fingerprint {mine[0].fingerprint[:12]}", *_stages(mine, events)]
-        lines += _in_flight(root, mine, [e for e in events if e.get("run") == run])
+        own = [e for e in events if e.get("run") == run]
+        lines += [f"{run}  fingerprint {mine[0].fingerprint[:12]}", *_stages(mine, own)]
+        lines += _in_flight(mine, own, ask)
         lines += _images(root, mine)
-        lines += timings.table(root, run) if with_timings else []
-    return lines + _queue_lines(root)
+        lines += timings.table(own) if with_timings else []
+    return lines + _queue_lines(root, ask)
+
+
+def _ask() -> tuple[list[Queued] | None, str]:
+    """What squeue lists (None without Slurm), and why it does not answer."""
+    try:
+        return queue.queued(), ""
+    except UsageError as error:
+        return None, str(error)
 
 
 def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
     done = Counter(r.stage for r in records)
     finished = {r.stage for r in records if r.shard in ("finish", "index", "calibrate")}
-    planned = {
-        str(e["stage"]): sum(int(n) for n in e["phases"])
-        for e in events
-        if e["event"] == "plan" and e["run"] == records[0].run
-    }
+    planned = {str(e["stage"]): sum(int(n) for n in e["phases"]) for e in events if e["event"] == "plan"}
     lines = []
     for stage in STAGES:
         if done[stage]:
@@ -49,7 +60,7 @@ def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _in_flight(root: Path, records: list[Record], events: list[dict[str, Any]]) -> list[str]:
+def _in_flight(records: list[Record], events: list[dict[str, Any]], ask: Ask) -> list[str]:
     """Shards that were begun and have no record, with what the queue says of the job that began them."""
     committed = {(r.stage, r.shard) for r in records}
     last: dict[tuple[str, str], dict[str, Any]] = {}
@@ -58,18 +69,11 @@ def _in_flight(root: Path, records: list[Record], events: list[dict[str, Any]]) 
             last[str(event["stage"]), str(event["shard"])] = event
     if not last:
         return []
-    states = _job_states(root)
+    queued = ask()[0] if any("job" in event for event in last.values()) else None
+    states = None if queued is None else {one.name: one.state for one in queued}
     lines = [f"  {stage:10} {shard}: {_fate(event, states)}" for (stage, shard), event in sorted(last.items())]
     more = [f"             and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return lines[:SHOWN] + more
-
-
-def _job_states(root: Path) -> dict[str, str] | None:
-    try:
-        found = queue.queued()
-    except UsageError:
-        return None  # said once, where the queue is listed
-    return None if found is None else {one.name: one.state for one in found}
 
 
 def _fate(event: dict[str, Any], states: dict[str, str] | None) -> str:
@@ -102,18 +106,17 @@ def _images(root: Path, records: list[Record]) -> list[str]:
     return [f"  images     {len(rows):6}, {len(bad)} rejected", *listed, *more]
 
 
-def _queue_lines(root: Path) -> list[str]:
+def _queue_lines(root: Path, ask: Ask) -> list[str]:
     """What of this store's chain of jobs Slurm still has; nothing where none was submitted."""
     jobs = queue.submitted(root)
     if not jobs:
         return []
-    try:
-        found = queue.queued()
-    except UsageError as error:
-        return [f"slurm  {error}"]
+    found, silent = ask()
+    if silent:
+        return [f"slurm  {silent}"]
     if found is None:
         return ["slurm  jobs were submitted for this store; this machine has no squeue to ask"]
-    steps = queue.of_store(root, found)
+    steps = queue.of_store(jobs, found)
     chain = max(job.chain for job in jobs)
     if not steps:
         return [f"slurm  chain {chain}: nothing is queued; `unitscope slurm CONFIG` submits what is missing, if any"]

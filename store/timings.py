@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-from . import logs
 
 PHASES = ("wait", "decode", "forward", "reduce", "write")
 
 
-def table(root: Path, run: str) -> list[str]:
-    """Lines of a table, a stage a row. `worker s` is the sum of the shards' wall clock. Phases are thread-seconds as a
-    share of it: decoding runs beside the network, and several batches run beside each other, so shares need not add up
-    to 100 %; `wait` is the share of its time that the thread which feeds the network waited for pictures."""
-    events = [e for e in logs.read(root) if e.get("run") == run]
+def table(events: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of a table of one run's events, a stage a row. `worker s` is the sum of the shards' wall clock. Phases are
+    thread-seconds as a share of it: decoding runs beside the network, and several batches run beside each other, so
+    shares need not add up to 100 %; `wait` is the share of its time that the thread which feeds the network waited for
+    pictures."""
     done = [e for e in events if e["event"] in ("done", "overtaken")]
     if not done:
         return ["  no timings: no shard of this run has left a log"]
@@ -42,7 +40,7 @@ def _row(stage: str, done: list[dict[str, Any]], again: int) -> str:
     )  # fmt: skip
 
 
-def _again(events: list[dict[str, Any]], stage: str) -> int:
+def _again(events: Sequence[dict[str, Any]], stage: str) -> int:
     """Shards of a stage that were begun more than once."""
     begun: dict[str, int] = defaultdict(int)
     for event in events:

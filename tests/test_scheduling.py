@@ -102,7 +102,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def run(job: Recorded, engine: Scripted, *stages: Stage, patience: float = 60.0, **more: Any) -> None:
-    Scheduler(job, engine, patience=patience, **more).run(stages, lambda stage: None)  # type: ignore[arg-type]
+    Scheduler(job, engine, patience=patience, **more).run(stages, lambda stage, done: None)  # type: ignore[arg-type]
 
 
 def names(tasks: list[Task]) -> list[str]:

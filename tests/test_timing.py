@@ -84,7 +84,7 @@ def test_the_table_adds_up(tmp_path: Path) -> None:
         log.write("begin", run="r", stage="scan", shard=shard)
         phases = {"wait": seconds / 2, "decode": seconds, "forward": seconds / 4, "reduce": 0, "write": 0}
         log.write("done", run="r", stage="scan", shard=shard, seconds=seconds, phases=phases, size=64, unit="img")
-    head, row = timings.table(tmp_path, "r")
+    head, row = timings.table(logs.read(tmp_path))
     assert head.split()[:3] == ["stage", "shards", "workers"]
     assert row.split() == [
         "scan",

@@ -22,6 +22,13 @@ def shard_names(job: Job, stage: Stage) -> set[str] | None:
         return None
 
 
+def is_complete(job: Job, stage: Stage) -> bool:
+    """Whether every shard of a stage is committed. Raises UsageError where the store was made with other settings."""
+    done = job.done(stage.name)
+    names = shard_names(job, stage)
+    return names is not None and names <= set(done)
+
+
 def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
     """Shards, as STAGE SHARD, that must be committed before `shard` (any, where None) and are not, seen from here."""
     for name in AFTER[stage.name]:
@@ -62,14 +69,14 @@ def _missing(job: Job, stage: Stage) -> str:
     return f"{count} shards are missing" if count else ""
 
 
-def wait_for_inputs(job: Job, stage: Stage, shard: Shard, patience: float | None = None) -> None:
+def wait_for_inputs(job: Job, stage: Stage, shard: Shard, later: bool = True, patience: float | None = None) -> None:
     """Waits until all that `shard` reads is in sight: a fold of what was in sight so far would be wrong, silently.
 
-    Raises TimeoutError that names what is missing.
+    `later`: whether earlier phases of its stage are among that. Raises TimeoutError that names what is missing.
     """
     patience = STALE if patience is None else patience
     deadline = time.monotonic() + patience
-    while missing := unseen(job, stage, shard):
+    while missing := unseen(job, stage, shard if later else None):
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"{stage.name} {shard.name} cannot begin: not committed, as this machine sees the store, are "

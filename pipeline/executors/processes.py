@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -37,7 +37,7 @@ class Processes:
     dies loses its tasks and is replaced."""
 
     def __init__(self, given: Given, workers: int, at_once: Callable[[str], int] = lambda stage: 1) -> None:
-        self.given = replace(given, where=given.where | {"engine": "local"})
+        self.given = given
         self._at_once = at_once
         self._context = multiprocessing.get_context("spawn")
         self._devices = devices_of_workers(workers) if given.device == "cuda" else [""] * workers
@@ -127,11 +127,10 @@ def _serve(pipe: Connection, given: Given, visible: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible  # before CUDA is first touched
-    begun: list[Job | str] = []  # the job, or why there is none
+    job: Job | str | None = None  # or why there is none
     sending = threading.Lock()
 
-    def answer(task: Task) -> None:
-        job = begun[0]
+    def answer(job: Job | str, task: Task) -> None:
         done = Outcome(task, error=job, fatal=True) if isinstance(job, str) else shards.perform(job, task)
         with sending:
             pipe.send(done)
@@ -142,9 +141,9 @@ def _serve(pipe: Connection, given: Given, visible: str) -> None:
                 task: Task = pipe.recv()
             except (EOFError, OSError):
                 return
-            if not begun:
-                begun.append(_begin(given))
-            pool.submit(answer, task)
+            if job is None:
+                job = _begin(given)
+            pool.submit(answer, job, task)
 
 
 def _begin(given: Given) -> Job | str:

@@ -18,6 +18,7 @@ from pipeline.executors import shards
 from pipeline.executors.shards import Given, Outcome, Task
 from pipeline.job import Job
 from pipeline.machine import resolve_device
+from pipeline.stages import WITHOUT_NETWORK
 from store.errors import UsageError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,7 +27,6 @@ try:
 except ImportError:
     raise UsageError("--executor ray needs Ray: pip install 'unitscope[ray]'") from None
 
-WITHOUT_GPU = ("index", "fold")  # stages that run no network: they leave the GPUs alone
 RETRIES = 3  # Ray's own, of tasks whose worker or node died
 PROBE = 600.0  # seconds for the first task: a cluster that grows on demand may begin with no worker
 
@@ -95,8 +95,8 @@ def _resources_text() -> str:
 class RayTasks:
     """An engine of Ray tasks, at most `most` at a time where that is given."""
 
-    def __init__(self, job: Job, config: Config, most: int = 0) -> None:
-        self.need = _need(replace(config, compute=replace(config.compute, threads=job.threads)), job.device)
+    def __init__(self, job: Job, most: int = 0) -> None:
+        self.need = _need(job.config, job.device)
         self.most = most
         self._given = ray.put(shards.given(job, engine="ray"))
         self._on_device = ray.remote(
@@ -106,7 +106,7 @@ class RayTasks:
         self._flying: dict[Any, Task] = {}
 
     def slots(self, stage: str) -> int:
-        need = Need(1, 0.0) if stage in WITHOUT_GPU else self.need
+        need = Need(1, 0.0) if stage in WITHOUT_NETWORK else self.need
         slots = sum(need.fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return min(slots, self.most) if self.most else slots
 
@@ -116,7 +116,7 @@ class RayTasks:
 
     def submit(self, task: Task) -> None:
         name = f"{task.stage} {task.shard.name}"
-        compute = self._on_cores if task.stage in WITHOUT_GPU else self._on_device
+        compute = self._on_cores if task.stage in WITHOUT_NETWORK else self._on_device
         self._flying[compute.options(name=name).remote(self._given, task)] = task
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -128,7 +128,7 @@ class RayTasks:
     def _outcome(self, ref: Any, task: Task) -> Outcome:
         try:
             outcome: Outcome = ray.get(ref)
-            return replace(outcome, task=task)
+            return outcome
         except ray.exceptions.RayError as error:
             return Outcome(task, error=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
@@ -148,7 +148,7 @@ _first_gpus: list[Any] = []
 
 
 def _compute(given: Given, task: Task) -> Outcome:
-    if task.stage not in WITHOUT_GPU:
+    if task.stage not in WITHOUT_NETWORK:
         _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     job = _jobs.get(given.fingerprint)
     if job is None:

@@ -24,6 +24,9 @@ from pipeline.job import Job, Shard, Stage
 from pipeline.stages import AFTER
 from store import layout
 from store.errors import UsageError
+from store.publish import Record
+
+Check = Callable[[Stage, dict[str, Record]], None]
 
 ATTEMPTS = 4  # of one shard, before the run gives up
 LOOK = 2.0  # seconds between looks at the store
@@ -34,7 +37,6 @@ SLOW, SLOW_SECONDS = 3.0, 60.0  # a straggler: so many times its stage's median,
 
 @dataclass
 class _Flight:
-    task: Task
     since: float
     committed: float | None = None  # when its record was first seen
 
@@ -47,6 +49,7 @@ class _Open:
     phases: deque[list[Shard]]
     bar: tqdm[Any]
     phase: list[Shard] = field(default_factory=list)
+    later: bool = False  # whether a phase came before
     todo: deque[Shard] = field(default_factory=deque)
     missing: set[str] = field(default_factory=set)  # of the phase: to do or in flight
     attempts: dict[str, int] = field(default_factory=dict)
@@ -64,7 +67,7 @@ class Scheduler:
         self._losers: set[Task] = set()  # copies of shards that are done: they run on, and their digests are compared
         self._progress = self._looked = self._idle_since = time.monotonic()
 
-    def run(self, stages: Sequence[Stage], check: Callable[[Stage], None]) -> None:
+    def run(self, stages: Sequence[Stage], check: Check) -> None:
         """Runs stages to their end; `check` looks at each phase's results and may refuse them."""
         waiting = list(stages)
         try:
@@ -94,11 +97,11 @@ class Scheduler:
         )  # fmt: skip
         self._open.append(_Open(stage, deque(phases), bar))
 
-    def _next_phase(self, one: _Open, check: Callable[[Stage], None]) -> None:
+    def _next_phase(self, one: _Open, check: Check) -> None:
         """On to the next phase that lacks shards, once this one has them all."""
         while not one.missing:
-            check(one.stage)
             done = self.job.done(one.stage.name)
+            check(one.stage, done)
             left = [(place, s) for place, s in enumerate(one.phase) if s.name not in done]
             ours = [s for place, s in left if self.takes(place)]
             if ours:  # reported, and not in sight: a network file system shows them later, or they are lost
@@ -111,7 +114,9 @@ class Scheduler:
                 one.bar.close()
                 self._open.remove(one)
                 return
+            one.later = bool(one.phase) or one.later
             one.phase = one.phases.popleft()
+            one.rates = []  # another phase's sizes are of another kind
             mine = [s for place, s in enumerate(one.phase) if self.takes(place) and s.name not in done]
             one.todo = deque(sorted(mine, key=lambda s: -s.size))  # the longest first: no long one is left for the end
             one.missing = {s.name for s in mine}
@@ -126,6 +131,8 @@ class Scheduler:
 
     def _fill(self) -> None:
         for one in self._open:
+            if not one.todo:
+                continue
             in_flight = sum(task.stage == one.stage.name for task in self._flights)
             for _ in range(min(len(one.todo), self.engine.capacity(one.stage.name) - in_flight)):
                 self._send(one, one.todo.popleft())
@@ -133,30 +140,37 @@ class Scheduler:
         if not self._is_idle():
             self._idle_since = now  # what is in flight may be queued still
             return
-        for flight in [f for f in self._flights.values() if self._straggles(f, now)]:
-            say(f"{flight.task.stage} {flight.task.shard.name} takes long: it runs a second time beside")
-            self._send(self._of(flight.task), flight.task.shard)
+        for task in self._stragglers(now):
+            say(f"{task.stage} {task.shard.name} takes long: it runs a second time beside")
+            self._send(self._of(task), task.shard)
 
     def _send(self, one: _Open, shard: Shard) -> None:
         attempt = one.attempts.get(shard.name, 0)
         one.attempts[shard.name] = attempt + 1
-        task = Task(one.stage.name, shard, attempt)
-        self._flights[task] = _Flight(task, time.monotonic())
+        task = Task(one.stage.name, shard, attempt, one.later)
+        self._flights[task] = _Flight(time.monotonic())
         self.engine.submit(task)
 
     def _is_idle(self) -> bool:
         return all(len(self._flights) < self.engine.slots(one.stage.name) for one in self._open)
 
-    def _straggles(self, flight: _Flight, now: float) -> bool:
-        if flight.task in self._losers or not self._is_idle():
-            return False
-        one = self._of(flight.task)
-        if len(one.rates) < 3:
-            return False
-        if any(f is not flight and f.task.shard == flight.task.shard for f in self._flights.values()):
-            return False
-        usual = statistics.median(one.rates) * flight.task.shard.size
-        return now - max(flight.since, self._idle_since) > max(SLOW * usual, SLOW_SECONDS)
+    def _stragglers(self, now: float) -> list[Task]:
+        """What takes SLOW times its phase's median, counted from when slots were free, and runs only once."""
+        if now - self._idle_since <= SLOW_SECONDS:
+            return []
+        found = []
+        for one in (one for one in self._open if len(one.rates) >= 3):
+            usual = statistics.median(one.rates)
+            for task, flight in self._flights.items():
+                limit = max(SLOW * usual * task.shard.size, SLOW_SECONDS)
+                slow = task.stage == one.stage.name and now - max(flight.since, self._idle_since) > limit
+                if slow and task not in self._losers and not self._twins(task):
+                    found.append(task)
+        return found
+
+    def _twins(self, task: Task) -> list[Task]:
+        """Other attempts at the same shard that are in flight."""
+        return [t for t in self._flights if t != task and (t.stage, t.shard) == (task.stage, task.shard)]
 
     def _of(self, task: Task) -> _Open:
         return next(one for one in self._open if one.stage.name == task.stage)
@@ -180,11 +194,10 @@ class Scheduler:
         if name not in one.missing:
             return
         one.missing.discard(name)
-        one.todo = deque(s for s in one.todo if s.name != name)
         one.bar.update(task.shard.size)
         if seconds is not None:
             one.rates.append(seconds / max(task.shard.size, 1))
-        self._losers |= {other for other in self._flights if (other.stage, other.shard) == (task.stage, task.shard)}
+        self._losers |= set(self._twins(task))
         self._progress = time.monotonic()
 
     def _again(self, task: Task, why: str) -> None:
@@ -192,7 +205,7 @@ class Scheduler:
         one = self._of(task)
         if self._committed(task):
             self._finished(task)
-        elif any((f.stage, f.shard) == (task.stage, task.shard) for f in self._flights):
+        elif self._twins(task):
             return
         elif one.attempts[task.shard.name] >= ATTEMPTS:
             raise UsageError(

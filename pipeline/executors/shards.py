@@ -33,11 +33,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt at a shard; `attempt` counts from 0 and tells a straggler's twin from the straggler."""
+    """One attempt at a shard; `attempt` counts from 0 and tells a straggler's twin from the straggler; `later`: of a
+    later phase, which reads the phases before."""
 
     stage: str
     shard: Shard
     attempt: int = 0
+    later: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def perform(job: Job, task: Task) -> Outcome:
     started = time.perf_counter()
     try:
         stage = stage_named(task.stage)
-        wait_for_inputs(job, stage, task.shard)
+        wait_for_inputs(job, stage, task.shard, task.later)
         run_shard(job, stage, task.shard)
     except UsageError as error:
         return Outcome(task, time.perf_counter() - started, str(error), fatal=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.executors.inputs import shard_names
+from pipeline.executors.inputs import is_complete, shard_names
 from pipeline.job import Job
-from pipeline.stages import STAGES, stage_named
+from pipeline.stages import STAGES, WITHOUT_NETWORK, stage_named
 from pipeline.stages.visualize import shards_planned
 
 
@@ -38,15 +38,16 @@ CHECKS = {"scan": "scan-check", "fold": "fold-check"}
 
 def steps(job: Job, array: int) -> list[Step]:
     """The chain from the first stage that is not complete to the end; empty where all is done."""
+    left = {stage.name for stage in STAGES if not is_complete(job, stage)}
     found: list[Step] = []
-    if all(is_complete(job, stage.name) for stage in STAGES):
+    if not left:
         return found
-    if not is_complete(job, "index"):
+    if "index" in left:
         found.append(Step("index", _run("index")))
-    if not is_complete(job, "calibrate"):
+    if "calibrate" in left:
         found.append(Step("calibrate", _run("index", "calibrate"), _names(found), on_device=True))
     for stage in ("scan", "fold"):
-        if not is_complete(job, stage):
+        if stage in left:
             before = _names(found[-1:])
             if (missing := missing_shares(job, stage, array)).shares:
                 found.append(_array(stage, missing, before))
@@ -71,12 +72,7 @@ def _names(found: Sequence[Step]) -> tuple[str, ...]:
 
 def _array(stage: str, missing: Missing, after: tuple[str, ...]) -> Step:
     words = (*_run(stage), "--shard", f"{{index}}/{missing.of}")
-    return Step(stage, words, after, missing.shares, on_device=stage != "fold")
-
-
-def is_complete(job: Job, stage: str) -> bool:
-    names = shard_names(job, stage_named(stage))
-    return names is not None and names <= set(job.done(stage))
+    return Step(stage, words, after, missing.shares, on_device=stage not in WITHOUT_NETWORK)
 
 
 def missing_shares(job: Job, stage: str, array: int) -> Missing:

@@ -63,7 +63,7 @@ def _refuse_queued(job: Job) -> None:
     found = queue.queued()
     if found is None:
         raise UsageError("this machine has no Slurm (no squeue): --dry-run prints what would be submitted")
-    steps = queue.of_store(job.root, found)
+    steps = queue.of_store(queue.submitted(job.root), found)
     if steps:
         names = sorted({one.job for entries in steps.values() for one in entries}, key=int)
         raise UsageError(

@@ -17,8 +17,11 @@ AFTER: dict[str, tuple[str, ...]] = {
 }
 
 
+WITHOUT_NETWORK = ("index", "fold")  # stages that leave the GPUs alone
+
+
 def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-__all__ = ["AFTER", "STAGES", "stage_named"]
+__all__ = ["AFTER", "STAGES", "WITHOUT_NETWORK", "stage_named"]
