@@ -42,15 +42,15 @@ def _half_of_memory() -> int:
 class Limits:
     """What one query may take. `memory` in bytes, for all queries of a scope together; `answer` bytes of one result.
 
-    `isolated`: raw SQL runs in a process of its own, which is killed when its time is over (query/isolated.py); for SQL
-    that somebody else wrote. Else a timer interrupts it, which a single huge constant expression outruns.
+    `isolated`: raw SQL runs in a process of its own, which starts with the first (half a second) and is killed when its
+    time is over (query/isolated.py). Else a timer interrupts it, which a single huge constant expression outruns.
     """
 
     seconds: float = 60.0
     memory: int = _half_of_memory()
     threads: int = os.cpu_count() or 1
     answer: int = 2 << 30
-    isolated: bool = False
+    isolated: bool = True
 
 
 class Result:

@@ -2,7 +2,7 @@
 
 DuckDB heeds an interrupt between vectors, not inside one: `md5(repeat('a', 2000000000))`, a constant, runs on for a
 quarter of a minute and takes 4 GB that its memory limit does not count. The child opens the store, then gives up the
-right to write any file (RLIMIT_FSIZE 0) and to more memory (RLIMIT_AS); answers come back as an Arrow stream.
+right to write any file (RLIMIT_FSIZE 0) and to more memory (RLIMIT_AS). Questions and answers are Arrow streams.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,15 +37,17 @@ class Isolated:
     """Asks a store in a child process, started with the first question and again after a kill."""
 
     def __init__(self, root: Path, limits: Limits, model_code: bool = False) -> None:
-        self._root, self._limits, self._model_code = root, limits, model_code
+        self._root, self._limits, self._model_code = root, replace(limits, isolated=False), model_code
         self._child: subprocess.Popen[bytes] | None = None
+        self._end: weakref.finalize[..., Any] | None = None
         self._lock = threading.Lock()
 
     def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
         """Runs one SELECT. Raises UsageError for whatever the child says, or when it had to be killed."""
+        question = _question(query, parameters or ())
         with self._lock:
             child = self._running()
-            self._send(child, json.dumps({"query": query, "parameters": list(parameters or [])}).encode())
+            self._send(child, question)
             answer = self._receive(child, self._limits.seconds + GRACE)
         if answer is None:
             raise UsageError(
@@ -56,13 +59,9 @@ class Isolated:
         return pa.ipc.open_stream(body).read_all()
 
     def close(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                assert pipe is not None
-                pipe.close()
-            self._child = None
+        if self._end is not None:
+            self._end()
+        self._child = self._end = None
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -73,6 +72,7 @@ class Isolated:
                 [sys.executable, "-m", "query.isolated"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},  # 64 MiB each
             )  # fmt: skip
+            self._end = weakref.finalize(self, _end, self._child)
             settings = {"root": str(self._root.resolve()), "code": self._model_code, "limits": asdict(self._limits)}
             self._send(self._child, json.dumps(settings).encode())
             ready = self._receive(self._child, START)
@@ -80,10 +80,11 @@ class Isolated:
                 raise UsageError(ready[1].decode() if ready else f"{self._root} could not be opened in {START:g} s")
         return self._child
 
-    def _send(self, child: subprocess.Popen[bytes], body: bytes) -> None:
+    def _send(self, child: subprocess.Popen[bytes], body: Any) -> None:
         assert child.stdin is not None
         try:
-            child.stdin.write(_HEAD.pack(True, len(body)) + body)
+            child.stdin.write(_HEAD.pack(True, len(body)))
+            child.stdin.write(body)
             child.stdin.flush()
         except BrokenPipeError:
             pass  # it died; receiving says so
@@ -100,6 +101,30 @@ class Isolated:
             self.close()
             return None
         return good, body
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def _question(query: str, parameters: Sequence[Any]) -> Any:
+    """One row, a column for each parameter; the query stands in the schema's metadata."""
+    try:
+        columns = {str(i): pa.array([value]) for i, value in enumerate(parameters)}
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        raise UsageError(f"SQL: a parameter is no value of a database: {error}") from None
+    return _stream(pa.table(columns).replace_schema_metadata({"query": query}))
+
+
+def _stream(table: pa.Table) -> Any:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def _read(pipe: IO[bytes], size: int, deadline: float) -> bytes | None:
@@ -138,9 +163,9 @@ def main() -> None:
     """The child: settings, then questions, on standard input; answers on standard output."""
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints, prints elsewhere
-    settings = _next(source)
-    if settings is None:
+    if (body := _next(source)) is None:
         return
+    settings = json.loads(body)
     from .scope import Scope
 
     limits = Limits(**settings["limits"])
@@ -151,25 +176,21 @@ def main() -> None:
         return
     confine(limits)
     _answer(out, True, b"")
-    while (question := _next(source)) is not None:
+    while (body := _next(source)) is not None:
+        question = pa.ipc.open_stream(body).read_all()
+        parameters = [column[0].as_py() for column in question.columns]
         try:
-            table = scope.sql(question["query"], question["parameters"] or None).arrow()
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
-            _answer(out, True, sink.getvalue())
+            table = scope.sql(question.schema.metadata[b"query"].decode(), parameters or None).arrow()
+            _answer(out, True, _stream(table))
         except UsageError as error:
             _answer(out, False, str(error).encode())
         except (MemoryError, pa.ArrowMemoryError):
             _answer(out, False, b"SQL: not enough memory: ask for less at a time, or allow more")
 
 
-def _next(source: IO[bytes]) -> dict[str, Any] | None:
+def _next(source: IO[bytes]) -> bytes | None:
     head = source.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    found: dict[str, Any] = json.loads(source.read(_HEAD.unpack(head)[1]))
-    return found
+    return source.read(_HEAD.unpack(head)[1]) if len(head) == _HEAD.size else None
 
 
 def _answer(out: IO[bytes], good: bool, body: Any) -> None:

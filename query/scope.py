@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,7 @@ class Scope:
         self._catalog = catalog.read(self.path)
         limits = limits or Limits()
         self._database = Database(self._catalog, limits)
-        self._isolated = Isolated(self.path, replace(limits, isolated=False), model_code) if limits.isolated else None
+        self._isolated = Isolated(self.path, limits, model_code) if limits.isolated else None
         self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
         macros.register(self._database.connection, self, self._database.expired)
         self._database.lock()

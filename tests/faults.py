@@ -134,7 +134,8 @@ def kill_in_flight(
             if victims:
                 return victims
         time.sleep(0.02)
-    raise AssertionError(f"no shard of {stage} was in flight when its worker was killed")
+    last = [tuple(event.get(key) for key in ("event", "stage", "shard", "node")) for event in logs.read(store)][-20:]
+    raise AssertionError(f"no shard of {stage} was in flight when its worker was killed; last of the logs: {last}")
 
 
 def kill_now(pids: list[int]) -> list[int]:

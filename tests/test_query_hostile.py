@@ -1,4 +1,4 @@
-"""Hostile SQL, in this process, in the isolated one and through the command.
+"""Hostile SQL, in this process, in the isolated one (the default) and through the command.
 
 Nothing is written, nothing outside is read, and whatever takes too long or too much is stopped. The store's files are
 compared byte for byte.
@@ -172,7 +172,7 @@ def test_hostile_sql_fails_in_one_line_and_writes_nothing(
 
 @pytest.fixture(scope="module")
 def small(made: Synthetic) -> Iterator[Scope]:
-    limits = Limits(seconds=0.5, memory=256 << 20, answer=8 << 20, isolated=True)
+    limits = Limits(seconds=0.5, memory=256 << 20, answer=8 << 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         with query.open(made.root, limits=limits) as opened:

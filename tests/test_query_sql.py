@@ -16,6 +16,7 @@ from synthetic_store import Synthetic
 import query
 import query.database
 from query.database import Limits
+from query.isolated import Isolated
 from query.scope import Scope
 from store import schema
 from store.errors import UsageError
@@ -234,3 +235,31 @@ def test_plain_numbers_beyond_int64(scope: Scope) -> None:
     (found,) = scope.sql("SELECT (9223372036854775807::HUGEINT * 4) AS big").fetchall()
     assert found == (pytest.approx(2.0**65),)
     assert np.isfinite(found[0])
+
+
+def test_parameters_of_every_kind_reach_the_process_that_asks(scope: Scope) -> None:
+    import datetime
+    import decimal
+
+    values = [
+        None, True, np.int64(3), 2**62, np.float32(0.5), "ä'; --", b"\x00\xff", datetime.datetime(2026, 11, 25, 12),
+        datetime.date(2026, 11, 25), decimal.Decimal("1.25"), [1, 2, 3],
+    ]  # fmt: skip
+    found = scope.sql(f"SELECT {', '.join(f'? AS c{i}' for i in range(len(values)))}", values).fetchone()
+    wanted = [1.25 if isinstance(v, decimal.Decimal) else v for v in values]
+    assert list(found or ()) == wanted
+    with pytest.raises(UsageError, match="a parameter is no value of a database"):
+        scope.sql("SELECT ?", [object()])
+
+
+def test_an_asking_process_that_is_forgotten_ends(made: Synthetic) -> None:
+    import gc
+
+    asked = Isolated(made.root, Limits())
+    assert asked.table("SELECT 1 AS one").to_pydict() == {"one": [1]}
+    child = asked._child
+    assert child is not None
+    assert child.poll() is None
+    del asked
+    gc.collect()
+    assert child.poll() is not None

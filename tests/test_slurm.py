@@ -49,6 +49,12 @@ class Slurm:
         return faults.kill_now([event["pid"]])
 
     def restart_controller(self) -> None:
+        """kill -9, once it has written down what is true now, which it does within 5 s of a change: Slurm holds the
+        jobs of whose start a controller knows nothing ("launch failed requeued held") until a person releases them."""
+        saved, now = self.folder / "state" / "job_state", time.time()
+        while not (saved.exists() and saved.stat().st_mtime > now):
+            time.sleep(0.05)
+            assert time.time() < now + 60, "the controller did not save its state"
         faults.kill_now([self.pid("slurmctld")])
         self.call("slurmctld")
 
