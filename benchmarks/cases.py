@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pipeline.data.loading import Batch
 from pipeline.data.source import Source
 from pipeline.job import Job
 from pipeline.machine import in_order, set_up
+from pipeline.measuring import folded_network
 from pipeline.stages import index, scan
 
 NETWORKS = {
@@ -80,8 +82,21 @@ class Scan:
             pass
 
     def forward(self) -> None:
-        """The bare pass of the folded network over decoded batches, run as the scan runs its own."""
-        network, measurer = self.job.measurer.network, self.job.measurer
+        """The bare pass of the folded network in torch's own operations over decoded batches, side by side as the scan
+        runs its own."""
+        self._forward(self.folded)
+
+    def arranged_forward(self) -> None:
+        """The same of the network that the scan runs, its convolutions arranged, without taps."""
+        self._forward(self.job.measurer.network)
+
+    @functools.cached_property
+    def folded(self) -> torch.fx.GraphModule:
+        measurer = self.job.measurer
+        return folded_network(measurer.model, measurer.layers, arrange=False).to(measurer.device)
+
+    def _forward(self, network: torch.nn.Module) -> None:
+        measurer = self.job.measurer
 
         def one(batch: Batch) -> None:
             with torch.inference_mode():

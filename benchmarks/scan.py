@@ -1,9 +1,11 @@
 """The scan against the bare forward pass of the same folded network on the same decoded batches.
 
-Rows: the pass with taps alone (every per-image statistic in memory); the stage `scan` itself (sums over images,
-partials written, hashed and committed); then what people write today: torch's own reductions of the same layers
-(taps) and of every module's output (hooks); activations dumped to memory and reduced with numpy; zennit-crp (extra
-`bench`), which runs a backward pass too. `fold`, which runs once after all shards and off the GPU, is not in the ratio.
+"bare" is that network in torch's own operations, folded and channels last, a batch a core. Rows: the network that we
+run, its padding and clips part of its convolutions, without taps; with taps (every per-image statistic in memory); the
+stage `scan` itself (sums over images, partials written, hashed and committed); then what people write today: torch's
+own reductions of the same layers (taps) and of every module's output (hooks); activations dumped to memory and reduced
+with numpy; zennit-crp (extra `bench`), which runs a backward pass too. `fold`, which runs once after all shards and off
+the GPU, is not in the ratio.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def eager_taps(scan: Scan) -> Callable[[], None]:
 def eager_hooks(scan: Scan) -> Callable[[], None]:
     """What people write: a forward hook with the same reductions on every module of the same folded network."""
     found: dict[str, tuple[Tensor, ...]] = {}
-    network = copy.deepcopy(scan.job.measurer.network)
+    network = copy.deepcopy(scan.folded)
 
     def hook(name: str) -> Callable[..., None]:
         def reduce(_: object, __: object, output: object) -> None:
@@ -76,7 +78,7 @@ def dumped(scan: Scan) -> Callable[[], None]:
 
 def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], None]:
     measurer = scan.job.measurer
-    return _passes(scan, graph.with_taps(measurer.network, measurer.layers, tap))
+    return _passes(scan, graph.with_taps(scan.folded, measurer.layers, tap))
 
 
 def _passes(scan: Scan, network: torch.nn.Module) -> Callable[[], None]:
@@ -127,7 +129,10 @@ def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
 
 def measure(network: str, rounds: int, images: int, report: Report, peers: bool) -> None:
     scan = Scan(network, images)
-    sides = {"bare forward pass": scan.forward, "taps": scan.measure, "scan": scan.scan_decoded}
+    sides = {
+        "bare forward pass": scan.forward, "our pass, no taps": scan.arranged_forward, "taps": scan.measure,
+        "scan": scan.scan_decoded,
+    }  # fmt: skip
     if peers:
         sides |= {"eager taps": eager_taps(scan), "eager hooks": eager_hooks(scan), "dump and numpy": dumped(scan)}
     found = interleaved(sides, rounds, say=network)

@@ -63,7 +63,7 @@ class Measurer:
         self._slices = {layer.name: self.units.slice(i) for i, layer in enumerate(self.layers)}
         self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
         self._reduce = choose(self.device.type)
-        self.network = folded_network(model, self.layers).to(device=self.device, dtype=self._dtype)
+        self.network = folded_network(model, self.layers, arrange=not compile).to(device=self.device, dtype=self._dtype)
         self._tapped: Callable[[Tensor], object]
         if compile:
             self._tapped = compiled(self.network, self.layers, self._tap)
@@ -124,7 +124,10 @@ def choose_layers(model: Model, layers: str | Sequence[str] | Sequence[Layer]) -
     return model.graph.layers(names)
 
 
-def folded_network(model: Model, layers: Sequence[Layer]) -> torch.fx.GraphModule:
-    """A copy of the traced network, norms folded (a convolution whose own output is wanted is not), channels last."""
-    folded = graph.fold_norms(model.graph.module, keep={layer.node for layer in layers})
-    return copy.deepcopy(folded).to(memory_format=torch.channels_last)
+def folded_network(model: Model, layers: Sequence[Layer], arrange: bool = True) -> torch.fx.GraphModule:
+    """A copy of the traced network, channels last: norms folded, convolutions arranged for inference (which a compiler
+    does itself). A convolution whose own output is wanted keeps to itself."""
+    wanted = {layer.node for layer in layers}
+    folded = graph.fold_norms(model.graph.module, keep=wanted)
+    own = copy.deepcopy(folded).to(memory_format=torch.channels_last)
+    return graph.arranged(own, keep=wanted, clips=True) if arrange else own

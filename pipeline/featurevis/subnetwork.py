@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import graph_module
 
-from pipeline.graph import Layer, fold_norms, truncated
+from pipeline.graph import Layer, arranged, fold_norms, truncated
 from pipeline.models import Model
 
 from .redirect import redirected
@@ -38,7 +38,8 @@ class Subnetwork:
         self.channels, self.dtype = model.graph.input_shape[1], dtype
         self.device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
         with _no_sources_kept():
-            cut = fold_norms(truncated(model.graph.module, layers), {layer.node for layer in layers})
+            wanted = {layer.node for layer in layers}
+            cut = arranged(fold_norms(truncated(model.graph.module, layers), wanted), wanted, clips=False)
             own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False)
             self.plain = own.to(dtype)
             self.redirected = redirected(self.plain)

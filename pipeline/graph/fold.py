@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.graph.ops import fused_activation
-from pipeline.graph.surgery import attach, copied, replace_node
+from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
 
 
 def fold_norms(module: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
@@ -32,14 +32,15 @@ def _called(node: fx.Node, module: fx.GraphModule) -> nn.Module | None:
     return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _is_same_padded(conv: nn.Module) -> bool:
+def is_same_padded(conv: nn.Module) -> bool:
+    """Whether it is timm's convolution with TensorFlow's "same" padding, which depends on the picture's size."""
     return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
 
 
 def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], calls: Counter[int]) -> fx.Node | None:
     """The convolution whose only user is this norm, if both are plain and the convolution is called once."""
     norm = _called(node, module)
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.training or _is_hooked(norm):
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.training or is_hooked(norm):
         return None
     # a norm that does more (its own forward) may not be affine; timm's adds an activation and nothing else
     plain = type(norm).forward is _BatchNorm.forward or type(norm).__name__ == "BatchNormAct2d"
@@ -47,15 +48,11 @@ def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], call
     if not plain or not isinstance(source, fx.Node) or len(source.users) != 1 or source.name in keep:
         return None
     conv = _called(source, module)
-    if conv is None or calls[id(conv)] != 1 or _is_hooked(conv):
+    if conv is None or calls[id(conv)] != 1 or is_hooked(conv):
         return None
     # subclasses that change the weight on the fly (weight standardisation) have a forward of their own
     plain = isinstance(conv, nn.Conv2d) and type(conv).forward is nn.Conv2d.forward
-    return source if plain or _is_same_padded(conv) else None
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return source if plain or is_same_padded(conv) else None
 
 
 def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> None:
@@ -75,11 +72,11 @@ def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> Non
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     weight, bias = _folded_weights(conv, norm)
-    if _is_same_padded(conv) and any(_needs_padding_by_size(conv, axis) for axis in (0, 1)):
+    if is_same_padded(conv) and any(_needs_padding_by_size(conv, axis) for axis in (0, 1)):
         fused = copy.deepcopy(conv)  # keeps padding by the picture's size: visualizations use other sizes than scans
     else:
         reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-        padding = (reach[0] // 2, reach[1] // 2) if _is_same_padded(conv) else conv.padding
+        padding = (reach[0] // 2, reach[1] // 2) if is_same_padded(conv) else conv.padding
         fused = nn.Conv2d(
             conv.in_channels,
             conv.out_channels,

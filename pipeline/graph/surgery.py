@@ -150,6 +150,11 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
     new.name = name
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _nodes_named(module: fx.GraphModule, names: Collection[str]) -> list[fx.Node]:
     found = [node for node in module.graph.nodes if node.name in names]
     missing = sorted(set(names) - {node.name for node in found})

@@ -1,0 +1,145 @@
+"""Convolutions arranged so that a CPU passes over their tensors once: padding and a clip are part of the operation.
+
+Two things cost a pass each that the arithmetic does not need. TensorFlow's "same" padding of a strided convolution is
+one pixel more at the right and bottom, which torch's convolutions cannot say: its weights get a row and a column of
+zeros at the left and top instead, and padding is symmetric again (for depthwise convolutions, where the zeros are
+cheaper than the copy). And ReLU or ReLU6 goes to oneDNN with the convolution, by the operator that torch's inductor
+uses for frozen graphs. Zeros change no bit; the fused clip gives the bits of the two operations wherever torch calls
+oneDNN for the first, which it does not at a batch of one or two. But oneDNN makes 0 of NaN, which torch hands on and
+the scan refuses: a clip is fused only where no NaN can come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pipeline.graph.bounds import clamp_limits
+from pipeline.graph.fold import is_same_padded
+from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, op_of
+from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
+
+# What makes finite numbers of finite ones, short of overflow, given finite parameters. Division and logarithms do not.
+_FINITE = (
+    ACTIVATIONS
+    | NORMS
+    | TRANSPARENT
+    | frozenset(
+        {"conv", "convtranspose", "linear", "add", "sub", "mul", "cat", "mean", "pad", "interpolate", "softmax"}
+    )
+    | frozenset({"maxpool", "avgpool", "adaptivemaxpool", "adaptiveavgpool", "getitem", "chunk", "split"})
+)
+Limits = tuple[float, float | None]  # what is below or above becomes it; None: nothing is above
+
+
+class Convolution(nn.Module):
+    """min(max(conv(x), low), high), or conv(x) where there are no limits. With limits for inference alone."""
+
+    def __init__(self, conv: nn.Conv2d, limits: Limits | None = None):
+        super().__init__()
+        self.conv, self.limits, self.same = conv, limits, is_same_padded(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if x.device.type != "cpu":
+            y: Tensor = conv(x)
+            return y if self.limits is None else y.clamp_(*self.limits)
+        weight, padding = conv.weight, conv.padding
+        if self.same:
+            before, after = zip(*(self._pads(x, axis) for axis in (0, 1)), strict=True)
+            more = [b - a for a, b in zip(before, after, strict=True)]
+            if _is_depthwise(conv):
+                weight = F.pad(weight, (more[1], 0, more[0], 0))
+                padding = before[0] + more[0], before[1] + more[1]
+            else:
+                x, padding = F.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
+        if self.limits is None or x.dtype != torch.float32:
+            y = F.conv2d(x, weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
+            return y if self.limits is None else y.clamp_(*self.limits)
+        low, high = self.limits
+        name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, name, scalars, ""
+        )
+        return y
+
+    def _pads(self, x: Tensor, axis: int) -> tuple[int, int]:
+        """Zeros before and after, as many as make the output as long as the input divided by the stride."""
+        size, stride = x.shape[2 + axis], self.conv.stride[axis]
+        reach = (self.conv.kernel_size[axis] - 1) * self.conv.dilation[axis] + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        return total // 2, total - total // 2
+
+
+def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
+    """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution whose only
+    user it is, under the clip's node name (no gradients then); convolutions that `keep` names stay as they are."""
+    fresh = copied(module)
+    finite = _finite(fresh) if clips and torch.backends.mkldnn.is_available() else set()
+    for node in list(fresh.graph.nodes):
+        conv = op_of(node, fresh).module
+        if node.name in keep or not isinstance(conv, nn.Conv2d) or not _is_plain(conv):
+            continue
+        (user,) = node.users if len(node.users) == 1 else (node,)
+        limits = _limits(user, fresh) if user is not node and node.name in finite else None
+        if limits is None and not (is_same_padded(conv) and _is_depthwise(conv)):
+            continue
+        last = node if limits is None else user
+        name = attach(fresh, f"{last.name}_arranged", Convolution(conv, limits))
+        with fresh.graph.inserting_before(last):
+            one = fresh.graph.call_module(name, node.args, node.kwargs)
+        replace_node(last, one)
+        if last is not node:
+            fresh.graph.erase_node(node)
+    fresh.delete_all_unused_submodules()
+    fresh.recompile()
+    return fresh
+
+
+def _finite(module: fx.GraphModule) -> set[str]:
+    """Nodes whose values are finite whatever the picture, by what they are made of."""
+    found: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute(module, str(node.target))
+            good = isinstance(value, Tensor) and _all_finite(value)
+        else:
+            op = op_of(node, module)
+            good = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(op))
+        if good and all(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def _has_finite_parameters(op: Op) -> bool:
+    return op.module is None or all(_all_finite(x) for x in (*op.module.parameters(), *op.module.buffers()))
+
+
+def _all_finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
+
+
+def _limits(node: fx.Node, module: fx.GraphModule) -> Limits | None:
+    op = op_of(node, module)
+    if op.norm or len(node.all_input_nodes) != 1 or (op.module is not None and is_hooked(op.module)):
+        return None
+    if op.kind in ("relu", "relu6"):
+        return 0.0, 6.0 if op.kind == "relu6" else None
+    if op.kind != "hardtanh":
+        return None
+    low, high = clamp_limits(node, op.kind, op.module)
+    return (float(low), float(high)) if isinstance(low, (int, float)) and isinstance(high, (int, float)) else None
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it computes what its numbers say: no forward of its own but timm's padding, no hook, zeros outside."""
+    if is_hooked(conv) or conv.padding_mode != "zeros":
+        return False
+    return is_same_padded(conv) or (type(conv).forward is nn.Conv2d.forward and not isinstance(conv.padding, str))
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels and conv.dilation == (1, 1)

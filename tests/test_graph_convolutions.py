@@ -1,0 +1,122 @@
+"""Arranged convolutions against torch's own operations: the same bits where oneDNN does both, else to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, fx, nn
+
+from pipeline.graph import arranged, build
+from pipeline.graph.convolutions import Convolution
+
+
+def _channels_last(*shape: int) -> Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 15), (15, 16), (16, 13), (3, 2)])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_same_padding_by_zero_weights_changes_no_bit(size: tuple[int, int], kernel: int, stride: int) -> None:
+    conv = Conv2dSame(32, 32, kernel, stride, groups=32).to(memory_format=torch.channels_last).requires_grad_(False)
+    x = _channels_last(16, 32, *size).requires_grad_()
+    y, ours = conv(x), Convolution(conv)(x)
+    assert torch.equal(ours, y)
+    (wanted,), (found,) = (torch.autograd.grad(z.square().sum(), x) for z in (y, ours))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("conv", "limits"),
+    [
+        (nn.Conv2d(8, 24, 1), (0.0, 6.0)),
+        (nn.Conv2d(8, 24, 3, 2, 1, bias=False), (0.0, None)),
+        (nn.Conv2d(8, 8, 5, 1, 2, groups=8), (-1.0, 1.0)),
+        (Conv2dSame(8, 8, 5, 2, groups=8), (0.0, 6.0)),
+        (Conv2dSame(8, 16, 3, 2), (0.0, 6.0)),
+    ],
+)
+def test_a_clip_in_the_convolution_changes_no_bit(conv: nn.Conv2d, limits: tuple[float, float | None]) -> None:
+    conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
+    x = _channels_last(16, 8, 20, 20) * 5
+    with torch.inference_mode():
+        assert torch.equal(Convolution(conv, limits)(x), conv(x).clamp(*limits))
+        few = x[:1]
+        torch.testing.assert_close(Convolution(conv, limits)(few), conv(few).clamp(*limits), rtol=1e-5, atol=1e-5)
+
+
+class _Dividing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(8, 8, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.first(x))
+        x = F.relu6(self.second(x / x))  # nothing by nothing
+        return F.relu6(self.third(x))
+
+
+def test_a_nan_is_not_hidden() -> None:
+    """oneDNN makes 0 of it: no clip is fused where one may come, and the scan can refuse such a unit."""
+    traced = fx.symbolic_trace(_Dividing().eval().requires_grad_(False))
+    x = torch.randn(16, 8, 4, 4)
+    found = arranged(traced, keep=(), clips=True)
+    assert [n.name for n in found.graph.nodes if "arranged" in str(n.target)] == ["relu6"]
+    with torch.inference_mode():
+        wanted = traced(x).isnan()
+        assert wanted.any()
+        assert torch.equal(found(x).isnan(), wanted)
+    traced.first.weight[0, 0] = float("nan")
+    assert not any("arranged" in str(node.target) for node in arranged(traced, keep=(), clips=True).graph.nodes)
+
+
+class _Awkward(nn.Module):
+    """Each convolution but the first has a reason to stay as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good, self.wanted, self.twice = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.hooked = nn.Conv2d(3, 3, 1)
+        self.hooked.register_forward_hook(lambda module, inputs, output: output + 1)
+        self.circular = nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")
+        self.named = nn.Conv2d(3, 3, 3, padding="same")
+        self.gelu = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.good(x))
+        x = F.relu6(self.wanted(x))
+        y = self.twice(x)
+        x = F.relu(y) - y
+        x = torch.relu(self.hooked(x))
+        x = F.hardtanh(self.circular(x), -0.5, 0.5)
+        x = F.relu(self.named(x))
+        return F.gelu(self.gelu(x))
+
+
+def test_only_what_it_may_is_arranged() -> None:
+    torch.manual_seed(0)
+    traced = fx.symbolic_trace(_Awkward().eval().requires_grad_(False))
+    before = [node.name for node in traced.graph.nodes]
+    found = arranged(traced, keep={"wanted"}, clips=True)
+    changed = [n.name for n in found.graph.nodes if n.op == "call_module" and "arranged" in str(n.target)]
+    assert changed == ["relu"], "the first clip's node keeps its name"
+    assert [node.name for node in found.graph.nodes] == [name for name in before if name != "good"]
+    x = torch.randn(4, 3, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(x), traced(x), rtol=1e-5, atol=1e-6)
+    assert [node.name for node in traced.graph.nodes] == before, "the original is as it was"
+
+
+def test_without_clips_gradients_flow() -> None:
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval().requires_grad_(False)
+    traced = build(network, "timm", (1, 3, 64, 64)).module
+    found = arranged(traced, keep=(), clips=False)
+    changed = [node.name for node in found.graph.nodes if "arranged" in str(node.target)]
+    assert len(changed) == 4, "the depthwise convolutions of stride 2"
+    x = torch.randn(2, 3, 65, 64, requires_grad=True)
+    (wanted,) = torch.autograd.grad(traced(x).square().sum(), x)
+    (ours,) = torch.autograd.grad(found(x).square().sum(), x)
+    torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5)
