@@ -48,6 +48,19 @@ def test_a_clip_in_the_convolution_changes_no_bit(conv: nn.Conv2d, limits: tuple
         torch.testing.assert_close(Convolution(conv, limits)(few), conv(few).clamp(*limits), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("limits", [(0.0, None), (0.0, 6.0), (-1.0, 2.0)])
+@pytest.mark.parametrize("conv", [nn.Conv2d(8, 24, 3, 2, 1), Conv2dSame(8, 8, 5, 2, groups=8), Conv2dSame(8, 16, 3, 2)])
+def test_gradients_are_those_of_the_two_operations(conv: nn.Conv2d, limits: tuple[float, float | None]) -> None:
+    conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
+    x = (_channels_last(8, 8, 20, 20) * 5).requires_grad_()
+    y, ours = conv(x).clamp(*limits), Convolution(conv, limits)(x)
+    weights = torch.randn(y.shape)
+    (wanted,), (found,) = (torch.autograd.grad((z * weights).sum(), x) for z in (y, ours))
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(ours, y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 class _Dividing(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -39,10 +39,10 @@ class Subnetwork:
         self.device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
         with _no_sources_kept():
             wanted = {layer.node for layer in layers}
-            cut = arranged(fold_norms(truncated(model.graph.module, layers), wanted), wanted, clips=False)
-            own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False)
-            self.plain = own.to(dtype)
-            self.redirected = redirected(self.plain)
+            cut = fold_norms(truncated(model.graph.module, layers), wanted)
+            own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False).to(dtype)
+            self.plain = arranged(own, wanted, clips=True)
+            self.redirected = redirected(arranged(own, wanted, clips=False))  # its clips have gradients of their own
 
     def __call__(self, x: Tensor, redirect: bool = False) -> dict[str, Tensor]:
         """Activations [n, C, H, W], float32, by layer, of pictures [n, channels, h, w] in 0..1."""

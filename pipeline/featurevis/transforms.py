@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .parameterizations.fourier import decayed
 from .parameterizations.parameterization import COLOR
+from .resampling import sampled
 
 Size = tuple[int, int]  # height, width
 
@@ -99,8 +100,10 @@ class RandomRotate:
             return (x if same else F.interpolate(x, (h, w), mode="bilinear", align_corners=False))[:, :, *window]
         cos, sin = math.cos(angle), math.sin(angle)
         # from an output place to its source, in coordinates of -1..1 along each side
-        back = torch.tensor([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]], dtype=x.dtype, device=x.device)
-        grid = F.affine_grid(back[None], [1, 1, h, w], align_corners=False)
+        back = np.array([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]])
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            return sampled(x, back, (h, w), (top, left, h - self.jitter, w - self.jitter))
+        grid = F.affine_grid(torch.from_numpy(back).to(x)[None], [1, 1, h, w], align_corners=False)
         # as one picture of many channels: places and weights are worked out once
         turned = F.grid_sample(x.flatten(0, 1)[None], grid[:, *window], align_corners=False)
         return turned[0].unflatten(0, x.shape[:2])

@@ -12,10 +12,12 @@ the scan refuses: a clip is fused only where no NaN can come in.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.graph.bounds import clamp_limits
 from pipeline.graph.fold import is_same_padded
@@ -33,10 +35,12 @@ _FINITE = (
     | frozenset({"maxpool", "avgpool", "adaptivemaxpool", "adaptiveavgpool", "getitem", "chunk", "split"})
 )
 Limits = tuple[float, float | None]  # what is below or above becomes it; None: nothing is above
+Settings = tuple[Any, Any, Any, int]  # padding, stride, dilation, groups
+aten = torch.ops.aten
 
 
 class Convolution(nn.Module):
-    """min(max(conv(x), low), high), or conv(x) where there are no limits. With limits for inference alone."""
+    """min(max(conv(x), low), high), or conv(x) where there are no limits."""
 
     def __init__(self, conv: nn.Conv2d, limits: Limits | None = None):
         super().__init__()
@@ -46,7 +50,7 @@ class Convolution(nn.Module):
         conv = self.conv
         if x.device.type != "cpu":
             y: Tensor = conv(x)
-            return y if self.limits is None else y.clamp_(*self.limits)
+            return y if self.limits is None else y.clamp(*self.limits)
         weight, padding = conv.weight, conv.padding
         if self.same:
             before, after = zip(*(self._pads(x, axis) for axis in (0, 1)), strict=True)
@@ -56,15 +60,13 @@ class Convolution(nn.Module):
                 padding = before[0] + more[0], before[1] + more[1]
             else:
                 x, padding = F.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
-        if self.limits is None or x.dtype != torch.float32:
+        settings = (padding, conv.stride, conv.dilation, conv.groups)
+        if self.limits is None or x.dtype != torch.float32 or (weight.requires_grad and torch.is_grad_enabled()):
             y = F.conv2d(x, weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
-            return y if self.limits is None else y.clamp_(*self.limits)
-        low, high = self.limits
-        name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
-        y = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, name, scalars, ""
-        )
-        return y
+            return y if self.limits is None else y.clamp(*self.limits)
+        if x.requires_grad and torch.is_grad_enabled():
+            return _Clipped.apply(x, weight, conv.bias, settings, self.limits)
+        return _clipped(x, weight, conv.bias, settings, self.limits)
 
     def _pads(self, x: Tensor, axis: int) -> tuple[int, int]:
         """Zeros before and after, as many as make the output as long as the input divided by the stride."""
@@ -74,9 +76,43 @@ class Convolution(nn.Module):
         return total // 2, total - total // 2
 
 
+def _clipped(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits) -> Tensor:
+    low, high = limits
+    name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, name, scalars, "")
+    return y
+
+
+class _Clipped(torch.autograd.Function):
+    """With the gradient for x. What a clip lets through shows in its output, so that its input is never stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits) -> Tensor:
+        y = _clipped(x, weight, bias, settings, limits)
+        ctx.save_for_backward(x, weight, y)
+        ctx.settings, ctx.limits = settings, limits
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        low, high = ctx.limits
+        inner = (
+            aten.threshold_backward(gradient, y, low)
+            if high is None
+            else aten.hardtanh_backward(gradient, y, low, high)
+        )
+        padding, stride, dilation, groups = ctx.settings
+        found = aten.convolution_backward(
+            inner, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )
+        return found[0], None, None, None, None
+
+
 def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
     """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution whose only
-    user it is, under the clip's node name (no gradients then); convolutions that `keep` names stay as they are."""
+    user it is, under the clip's node name; convolutions that `keep` names stay as they are."""
     fresh = copied(module)
     finite = _finite(fresh) if clips and torch.backends.mkldnn.is_available() else set()
     for node in list(fresh.graph.nodes):
