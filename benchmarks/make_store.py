@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,7 +134,10 @@ class Invented:
             self._current = (layer, values_of(self.size, self._layers[layer]))
         return self._current[1]
 
-    def column(self, layer: str, name: str, channels: slice) -> NDArray[Any]:
+    def columns(self, layer: str, names: Sequence[str], channels: slice) -> dict[str, NDArray[Any]]:
+        return {name: self._column(layer, name, channels) for name in names}
+
+    def _column(self, layer: str, name: str, channels: slice) -> NDArray[Any]:
         found = self.values(layer)
         if name in ("max", "mean"):
             return np.ascontiguousarray(getattr(found, name)[:, channels])
@@ -152,7 +155,7 @@ class Invented:
         place = int(np.searchsorted(self._units.offsets, units.start, side="right")) - 1
         start = int(self._units.offsets[place])
         layer = self._units.layers[place]
-        mean = self.column(layer.name, "mean", slice(units.start - start, units.stop - start))
+        mean = self._column(layer.name, "mean", slice(units.start - start, units.stop - start))
         positions, zero = SIDE * SIDE, np.zeros(mean.shape[1])
         total = Pair(mean.sum(0, np.float64) * positions, zero)
         square = Pair((mean.astype(np.float64) ** 2).sum(0) * positions, zero)

@@ -64,9 +64,10 @@ def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callabl
     if not layer.signed and minimum.min() < 0:
         raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
     names: Columns = {"model": job.model.name, "dataset": job.dataset, "layer": layer.name}
+    examples = (*result.examples, *result.lowest)
     tables = {
         schema.UNITS: result.units,
-        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.model.preprocess) for e in result.examples],
+        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.model.preprocess) for e in examples],
         schema.CLASS_STATS: result.class_stats,
         schema.NEIGHBORS: [result.neighbors | {"other_layer": layer.name}],
     }

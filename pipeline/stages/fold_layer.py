@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,11 @@ from pipeline.graph import Layer
 from pipeline.job import Job
 from pipeline.measuring import positions
 from pipeline.stages.partials import ScanPartials
+from pipeline.stages.sizing import channels_together
 from pipeline.statistics import coding, components, correlation, moments, ranking
 from pipeline.statistics.components import Components
 from store import codes, sketch
 
-MEMORY = 64 << 20  # bytes of one statistic held at a time, whatever the number of images
 NEIGHBORS = 20
 
 Columns = dict[str, Any]
@@ -38,6 +39,7 @@ class LayerResult:
 
     units: list[Columns] = field(default_factory=list)
     examples: list[Columns] = field(default_factory=list)
+    lowest: list[Columns] = field(default_factory=list)
     tail: list[Columns] = field(default_factory=list)
     class_stats: list[Columns] = field(default_factory=list)
     neighbors: Columns = field(default_factory=dict)
@@ -53,19 +55,17 @@ class _Block:
 
     first: int
     values: NDArray[np.float32]
-    places: NDArray[np.int64]
+    places: NDArray[np.integer[Any]]
     means: NDArray[np.float32]
     lows: NDArray[np.float32] | None
-    low_places: NDArray[np.int64] | None
+    low_places: NDArray[np.integer[Any]] | None
     ordered: NDArray[np.float32]
 
 
 def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[int], None]) -> LayerResult:
     layer, result = job.layers[place], LayerResult()
     classes = classes_of(job, partials.ids)
-    width = max(1, min(layer.channels, MEMORY // (4 * max(len(partials.ids), 1))))
-    for first in range(0, layer.channels, width):
-        channels = slice(first, min(first + width, layer.channels))
+    for channels in blocks(job, place):
         block = _read(partials, layer, channels)
         result.units.append(_units(job, partials, place, block, classes))
         _images_of_units(job, partials.ids, layer, block, result)
@@ -74,6 +74,13 @@ def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[
         advance(channels.stop - channels.start)
     _together(partials, layer, result)
     return result
+
+
+def blocks(job: Job, place: int) -> list[slice]:
+    """A layer's channels in pieces that memory holds, cut where the partials' chunks end."""
+    units, width = job.units.slice(place), channels_together(len(job.images))
+    cuts = [0, *range(width - units.start % width, units.stop - units.start, width), units.stop - units.start]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
@@ -85,14 +92,11 @@ def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
 
 
 def _read(partials: ScanPartials, layer: Layer, channels: slice) -> _Block:
-    def read(name: str) -> NDArray[Any]:
-        return partials.column(layer.name, name, channels)
-
-    values = read("max")
-    lows, low_places = (read("min"), read("argmin").astype(np.int64)) if layer.signed else (None, None)
-    return _Block(
-        channels.start, values, read("argmax").astype(np.int64), read("mean"), lows, low_places, np.sort(values, axis=0)
-    )
+    names = ("max", "argmax", "mean", *(("min", "argmin") if layer.signed else ()))
+    found = partials.columns(layer.name, names, channels)
+    high, places, means = (found[name] for name in names[:3])
+    ordered = np.sort(high, axis=0)
+    return _Block(channels.start, high, places, means, found.get("min"), found.get("argmin"), ordered)
 
 
 def _units(job: Job, partials: ScanPartials, place: int, block: _Block, classes: Classes) -> Columns:
@@ -142,7 +146,7 @@ def _images_of_units(job: Job, ids: NDArray[np.int64], layer: Layer, block: _Blo
     result.tail.append({k: tail[k] for k in ("channel", "image_id", "value", "y", "x")} | {"tail_p": _flat(tail_p)})
     result.examples.append(_gather(ids, layer, block, high, block.values, block.places) | {"direction": "highest"})
     if block.lows is not None and block.low_places is not None:
-        result.examples.append(_gather(ids, layer, block, low, block.lows, block.low_places) | {"direction": "lowest"})
+        result.lowest.append(_gather(ids, layer, block, low, block.lows, block.low_places) | {"direction": "lowest"})
 
 
 def _flat(pieces: list[Any]) -> NDArray[Any]:
@@ -155,13 +159,13 @@ def _gather(
     block: _Block,
     rows: list[NDArray[np.int64]],
     values: NDArray[np.float32],
-    places: NDArray[np.int64],
+    places: NDArray[np.integer[Any]],
 ) -> Columns:
     """Columns of the chosen rows of each channel, ranks from 1."""
     lengths = [len(r) for r in rows]
     column = np.repeat(np.arange(len(rows)), lengths)
     row = _flat(rows)
-    place = places[row, column]
+    place = places[row, column].astype(np.int64)
     return {
         "channel": column + block.first,
         "rank": _flat([np.arange(1, n + 1) for n in lengths]),

@@ -11,13 +11,14 @@ from pipeline.data.loading import Batch
 from pipeline.job import Job, Shard, Stage
 from pipeline.measuring import Units
 from pipeline.reduce.measured import Measured
+from pipeline.stages.sizing import channels_together
 from pipeline.statistics import moments
 from store import hdf5, layout
 from store.hdf5 import Array
 from store.publish import Record
 
 PREDICTIONS = 5
-CHUNK = 1 << 18  # numbers in a chunk, all rows of some channels: what the fold reads at the least
+CHUNK = 1 << 18  # numbers in a chunk at the most: all rows of some channels
 AT_ONCE = 2  # shards: one is written while the other has the network
 
 
@@ -60,8 +61,9 @@ class Rows:
         self.active += found.active[:n].sum(0, dtype=np.int64)
         np.minimum(self.minimum, found.min[:n].min(0), out=self.minimum)
 
-    def arrays(self) -> dict[str, Array]:
-        """What a partial holds: [images, units] each; `min` and `argmin` of the units of signed layers alone."""
+    def arrays(self, together: int) -> dict[str, Array]:
+        """What a partial holds: [images, units] each; `min` and `argmin` of the units of signed layers alone. A chunk
+        has all rows of the channels that the fold reads `together`, or of a part of them."""
         arrays = {"ids": Array(self.ids[: self.used])}
         for name, pair in (("total", self.total), ("square", self.square)):
             arrays[name] = Array(np.stack([pair.high, pair.low]))
@@ -73,7 +75,8 @@ class Rows:
                 arrays[name] = Array(np.concatenate(column))
         for name in ("max", "mean", "argmax", "min", "argmin"):
             data = getattr(self, name)[: self.used]
-            arrays[name] = Array(data, (max(len(data), 1), max(CHUNK // max(len(data), 1), 1)))
+            rows = max(len(data), 1)
+            arrays[name] = Array(data, (rows, max(min(CHUNK // rows, together), 1)))
         return arrays
 
 
@@ -91,7 +94,10 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
             rows.add(batch, found)
         advance(len(batch.ids) + len(batch.bad))
     with job.publication("scan", shard.name) as out:
-        hdf5.write(out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")), rows.arrays())
+        hdf5.write(
+            out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")),
+            rows.arrays(channels_together(len(job.images))),
+        )
         return out.commit({"rejected": [[i, reason] for i, reason in rows.bad]})
 
 

@@ -1,4 +1,4 @@
-"""How many pictures of a layer make a shard: `[visualize] shard_size` on average, fewer where a step costs more."""
+"""How much work goes together: channels in a block of the fold, and pictures in a shard of visualizations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from collections.abc import Mapping
 
 from pipeline.job import Job
 
+MEMORY = 64 << 20  # bytes of one statistic that the fold holds at a time
+FEWEST = 16  # channels it takes together, however many images: a chunk of a partial has no fewer
+
+
+def channels_together(images: int) -> int:
+    """Channels whose values on all images the fold holds at a time. Chunks of partials are as wide, or narrower: with a
+    mebibyte each, a million images would be read twenty times over."""
+    return max(MEMORY // (4 * max(images, 1)), FEWEST)
+
 
 def shard_sizes(job: Job) -> dict[str, int]:
-    """Pictures a shard by layer, in whole batches, so that shards take equally long. Follows from config and graph."""
+    """Pictures a shard by layer: `[visualize] shard_size` on average, fewer where a step costs more, in whole batches,
+    so that shards take equally long. Follows from config and graph."""
     v = job.config.visualize
     costs = {layer.name: job.model.graph.cost(layer) for layer in job.visualized}
     return sizes_of(costs, v.shard_size, v.batch)
