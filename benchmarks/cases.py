@@ -84,18 +84,19 @@ class Scan:
     def forward(self) -> None:
         """The bare pass of the folded network in torch's own operations over decoded batches, side by side as the scan
         runs its own."""
-        self._forward(self.folded)
+        self.passes(self.folded)
 
     def arranged_forward(self) -> None:
         """The same of the network that the scan runs, its convolutions arranged, without taps."""
-        self._forward(self.job.measurer.network)
+        self.passes(self.job.measurer.network)
 
     @functools.cached_property
     def folded(self) -> torch.fx.GraphModule:
         measurer = self.job.measurer
         return folded_network(measurer.model, measurer.layers, arrange=False).to(measurer.device)
 
-    def _forward(self, network: torch.nn.Module) -> None:
+    def passes(self, network: torch.nn.Module) -> None:
+        """A pass of any network over the decoded batches, one a core."""
         measurer = self.job.measurer
 
         def one(batch: Batch) -> None:

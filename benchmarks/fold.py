@@ -7,13 +7,12 @@ image; the second is the difference between two numbers of images, and is what c
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import click
-from bench import Bar, Report, options
+from bench import Bar, Report, interleaved, options
 from cases import PACKAGES, Scan, config_of, folder_of_photographs, photographs
 
 from pipeline import driver
@@ -40,12 +39,7 @@ def seconds_of_stages(network: str, images: int) -> dict[str, float]:
 def bare_pass(network: str, images: int, rounds: int) -> float:
     scan = Scan(network, images)
     try:
-        times = []
-        for _ in range(rounds + 1):
-            began = time.perf_counter()
-            scan.forward()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times[1:]) / images
+        return interleaved({"bare": scan.forward}, rounds, say="bare")["bare"].median / images
     finally:
         scan.close()
 

@@ -61,10 +61,13 @@ def main(network: str, images: int, folder: str | None, quick: bool, json_file: 
     few, many = (64, 256) if quick else (FEW, MANY)
     report = Report("Peak memory of a scan", ("network", "images", "peak MiB", "spread", "seconds"))
     for name in [network] if network else ["lite0"] if quick else list(NETWORKS):
-        scans = [(count, *peak(name, count)) for _ in range(SCANS) for count in (few, many)]
+        scans: dict[int, list[tuple[float, float]]] = {few: [], many: []}
+        for _ in range(SCANS):
+            for count, found in scans.items():
+                found.append(peak(name, count))
         median = {}
-        for count in (few, many):
-            sizes, seconds = zip(*(found[1:] for found in scans if found[0] == count), strict=True)
+        for count, found in scans.items():
+            sizes, seconds = zip(*found, strict=True)
             median[count] = statistics.median(sizes)
             spread = f"{min(sizes):.0f} .. {max(sizes):.0f}"
             report.add(name, count, median[count], spread, statistics.median(seconds))

@@ -16,7 +16,6 @@ import io
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import click
 import numpy as np
@@ -63,7 +62,7 @@ def eager_hooks(scan: Scan) -> Callable[[], None]:
     for name, module in network.named_modules():
         if not list(module.children()):
             module.register_forward_hook(hook(name))
-    return _passes(scan, network)
+    return lambda: scan.passes(network)
 
 
 def dumped(scan: Scan) -> Callable[[], None]:
@@ -77,18 +76,8 @@ def dumped(scan: Scan) -> Callable[[], None]:
 
 
 def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], None]:
-    measurer = scan.job.measurer
-    return _passes(scan, graph.with_taps(scan.folded, measurer.layers, tap))
-
-
-def _passes(scan: Scan, network: torch.nn.Module) -> Callable[[], None]:
-    measurer = scan.job.measurer
-
-    def one(batch: Any) -> None:
-        with torch.inference_mode():
-            network(measurer.input(torch.from_numpy(batch.pixels).float() / 255))
-
-    return lambda: scan.over_batches(one)
+    tapped = graph.with_taps(scan.folded, scan.job.layers, tap)
+    return lambda: scan.passes(tapped)
 
 
 def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:

@@ -61,6 +61,16 @@ def test_gradients_are_those_of_the_two_operations(conv: nn.Conv2d, limits: tupl
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_passes_at_a_limit(dtype: torch.dtype) -> None:
+    """As in torch's relu and hardtanh, whichever way it is computed: a silent unit's zeros give no gradient."""
+    conv = nn.Conv2d(8, 8, 1, bias=False).to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+    for limits in ((0.0, None), (0.0, 6.0)):
+        x = torch.zeros(4, 8, 6, 6, dtype=dtype, requires_grad=True)
+        (found,) = torch.autograd.grad(Convolution(conv, limits)(x).sum(), x)
+        assert not found.any()
+
+
 class _Dividing(nn.Module):
     def __init__(self) -> None:
         super().__init__()

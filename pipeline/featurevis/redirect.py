@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pipeline.graph.bounds import clamp_limits
+from pipeline.graph.bounds import clip_limits
 from pipeline.graph.ops import Op, fused_activation, op_of
 from pipeline.graph.surgery import copied, replace_node
 
@@ -70,16 +70,10 @@ def redirected(module: fx.GraphModule) -> fx.GraphModule:
 
 def _clip(node: fx.Node, op: Op, owner: nn.Module | None) -> tuple[float, ...] | None:
     """The upper bounds, none or one, of an activation that clips at zero; None for any other node."""
-    kind = op.kind
-    if kind == "relu":
-        return ()
-    if kind == "relu6":
-        return (6.0,)
-    if kind in ("hardtanh", "clamp", "clip"):
-        low, high = clamp_limits(node, kind, owner)
-        if low == 0:
-            return () if high is None else (high,)
-    return None
+    limits = clip_limits(node, op, owner)
+    if limits is None or limits[0] != 0:
+        return None
+    return () if limits[1] is None else (limits[1],)
 
 
 def _in_place(node: fx.Node, owner: nn.Module | None) -> bool:

@@ -32,8 +32,8 @@ class _Sampled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, back: NDArray[np.float64], size: tuple[int, int], window: Window) -> Tensor:
         ctx.shape, ctx.map = x.shape, (back, size, window)
         rows = _planes_last(x)
-        out = np.empty((window[2], window[3], rows.shape[2]), np.float32)
-        _gather(rows, back, *size, *window[:2], out)
+        out = np.zeros((window[2], window[3], rows.shape[2]), np.float32)
+        _add(out, rows, back, *size, *window[:2], True)
         return _planes_first(out, x.shape[0])
 
     @staticmethod
@@ -42,7 +42,7 @@ class _Sampled(torch.autograd.Function):
         back, size, window = ctx.map
         n, channels, height, width = ctx.shape
         out = np.zeros((height, width, n * channels), np.float32)
-        _scatter(_planes_last(gradient), back, *size, *window[:2], out)
+        _add(_planes_last(gradient), out, back, *size, *window[:2], False)
         return _planes_first(out, n).contiguous(), None, None, None
 
 
@@ -68,41 +68,22 @@ def _corners(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _gather(
-    source: NDArray[np.float32], back: NDArray[np.float64], height: int, width: int, top: int, left: int,
-    out: NDArray[np.float32],
+def _add(
+    window: NDArray[np.float32], image: NDArray[np.float32], back: NDArray[np.float64], height: int, width: int,
+    top: int, left: int, to_window: bool,
 ) -> None:  # fmt: skip
-    rows, columns, planes = source.shape
+    """Adds to each place of the window what lies at its source in the image, or the other way round."""
+    rows, columns, planes = image.shape
     one = np.float32(1)
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
-            to = out[row, column]
-            to[:] = np.float32(0)
+    for row in range(window.shape[0]):
+        for column in range(window.shape[1]):
+            place = window[row, column]
             y, x, dy, dx = _corners(back, row + top, column + left, height, width, rows, columns)
             for j in range(2):
                 for i in range(2):
                     if 0 <= y + j < rows and 0 <= x + i < columns:
                         weight = (dy if j else one - dy) * (dx if i else one - dx)
-                        of = source[y + j, x + i]
-                        for k in range(planes):
-                            to[k] += weight * of[k]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _scatter(
-    source: NDArray[np.float32], back: NDArray[np.float64], height: int, width: int, top: int, left: int,
-    out: NDArray[np.float32],
-) -> None:  # fmt: skip
-    rows, columns, planes = out.shape
-    one = np.float32(1)
-    for row in range(source.shape[0]):
-        for column in range(source.shape[1]):
-            of = source[row, column]
-            y, x, dy, dx = _corners(back, row + top, column + left, height, width, rows, columns)
-            for j in range(2):
-                for i in range(2):
-                    if 0 <= y + j < rows and 0 <= x + i < columns:
-                        weight = (dy if j else one - dy) * (dx if i else one - dx)
-                        to = out[y + j, x + i]
+                        corner = image[y + j, x + i]
+                        to, of = (place, corner) if to_window else (corner, place)
                         for k in range(planes):
                             to[k] += weight * of[k]

@@ -93,6 +93,14 @@ def clamp_limits(node: fx.Node, kind: str, owner: Any) -> tuple[Any, Any]:
     return argument(node, 1, names[0], default[0]), argument(node, 2, names[1], default[1])
 
 
+def clip_limits(node: fx.Node, op: Op, owner: Any) -> tuple[Any, Any] | None:
+    """The limits of an activation that clips (ReLU, ReLU6, hardtanh, clamp), each None where there is none; None of any
+    other node. `owner`: the activation's module, where it has one."""
+    if op.kind in ("relu", "relu6"):
+        return 0.0, 6.0 if op.kind == "relu6" else None
+    return clamp_limits(node, op.kind, owner) if op.kind in ("hardtanh", "clamp", "clip") else None
+
+
 def _clamped(node: fx.Node, kind: str, owner: Any, first: Interval) -> Interval:
     low, high = clamp_limits(node, kind, owner)
     if isinstance(low, fx.Node) or isinstance(high, fx.Node):

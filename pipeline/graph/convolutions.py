@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.graph.bounds import clamp_limits
+from pipeline.graph.bounds import clip_limits
 from pipeline.graph.fold import is_same_padded
 from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, op_of
 from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
@@ -49,8 +49,7 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         if x.device.type != "cpu":
-            y: Tensor = conv(x)
-            return y if self.limits is None else y.clamp(*self.limits)
+            return self._clip(conv(x))
         weight, padding = conv.weight, conv.padding
         if self.same:
             before, after = zip(*(self._pads(x, axis) for axis in (0, 1)), strict=True)
@@ -62,11 +61,13 @@ class Convolution(nn.Module):
                 x, padding = F.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
         settings = (padding, conv.stride, conv.dilation, conv.groups)
         if self.limits is None or x.dtype != torch.float32 or (weight.requires_grad and torch.is_grad_enabled()):
-            y = F.conv2d(x, weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
-            return y if self.limits is None else y.clamp(*self.limits)
+            return self._clip(F.conv2d(x, weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups))
         if x.requires_grad and torch.is_grad_enabled():
             return _Clipped.apply(x, weight, conv.bias, settings, self.limits)
-        return _clipped(x, weight, conv.bias, settings, self.limits)
+        return _fused(x, weight, conv.bias, settings, self.limits)
+
+    def _clip(self, y: Tensor) -> Tensor:
+        return y if self.limits is None else y.clamp(*self.limits)
 
     def _pads(self, x: Tensor, axis: int) -> tuple[int, int]:
         """Zeros before and after, as many as make the output as long as the input divided by the stride."""
@@ -76,7 +77,7 @@ class Convolution(nn.Module):
         return total // 2, total - total // 2
 
 
-def _clipped(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits) -> Tensor:
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits) -> Tensor:
     low, high = limits
     name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
     y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, name, scalars, "")
@@ -88,7 +89,7 @@ class _Clipped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits) -> Tensor:
-        y = _clipped(x, weight, bias, settings, limits)
+        y = _fused(x, weight, bias, settings, limits)
         ctx.save_for_backward(x, weight, y)
         ctx.settings, ctx.limits = settings, limits
         return y
@@ -162,12 +163,8 @@ def _limits(node: fx.Node, module: fx.GraphModule) -> Limits | None:
     op = op_of(node, module)
     if op.norm or len(node.all_input_nodes) != 1 or (op.module is not None and is_hooked(op.module)):
         return None
-    if op.kind in ("relu", "relu6"):
-        return 0.0, 6.0 if op.kind == "relu6" else None
-    if op.kind != "hardtanh":
-        return None
-    low, high = clamp_limits(node, op.kind, op.module)
-    return (float(low), float(high)) if isinstance(low, (int, float)) and isinstance(high, (int, float)) else None
+    limits = clip_limits(node, op, op.module) if op.kind in ("relu", "relu6", "hardtanh") else None
+    return limits if limits and all(x is None or isinstance(x, (int, float)) for x in limits) else None
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

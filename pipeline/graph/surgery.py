@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.graph.bounds import clamp_limits
+from pipeline.graph.bounds import clip_limits
 from pipeline.graph.layer import Layer
 from pipeline.graph.ops import fused_activation, op_of
 from store.errors import UsageError
@@ -103,14 +103,10 @@ def unclipped(module: fx.GraphModule, layer: Layer) -> fx.GraphModule:
     op = op_of(node, fresh)
     act = fused_activation(op.module) if op.norm and op.module is not None else None
     owner = act if act is not None else op.module
-    if op.kind == "relu6":
-        low: float | None = 0.0
-    elif op.kind in ("hardtanh", "clamp", "clip"):
-        low, high = clamp_limits(node, op.kind, owner)
-        if high is None:
-            return module
-    else:
+    limits = clip_limits(node, op, owner)
+    if limits is None or limits[1] is None:
         return module
+    low = limits[0]
     free: nn.Module = nn.ReLU(inplace=bool(getattr(owner, "inplace", False))) if low == 0 else _AtLeast(low)
     if act is not None and op.module is not None:  # a norm with its activation inside
         norm = copy.copy(op.module)

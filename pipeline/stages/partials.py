@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +46,19 @@ class ScanPartials:
         found = [r for record in self._job.done("scan").values() for r in record.facts["rejected"]]
         return sorted((int(i), str(reason)) for i, reason in found)
 
-    @timed("wait")
     def columns(self, layer: str, names: Sequence[str], channels: slice) -> dict[str, NDArray[Any]]:
         """Statistics of some channels of a layer over all images, [N, channels] each; every file is opened once."""
-        places = {name: self._columns(layer, name, channels) for name in names}
-        pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-        for file in self.files:
-            with hdf5.reading(file) as partial:
-                if len(hdf5.dataset(partial, "ids")):
-                    for name, units in places.items():
-                        pieces[name].append(hdf5.dataset(partial, name)[:, units])
-        return {name: np.concatenate(found)[self._order] for name, found in pieces.items()}
+        pieces = list(self._pieces({name: self._columns(layer, name, channels) for name in names}))
+        return {name: np.concatenate([piece[name] for piece in pieces])[self._order] for name in names}
 
     def rows(self, layer: str, name: str) -> Iterator[NDArray[np.float32]]:
         """One statistic of a whole layer, shard after shard: [n, C] each."""
-        units = self._columns(layer, name, slice(None))
-        for file in self.files:
-            if (piece := _slice(file, name, units)) is not None:
-                yield piece.astype(np.float32, copy=False)
+        for piece in self._pieces({name: self._columns(layer, name, slice(None))}):
+            yield piece[name].astype(np.float32, copy=False)
+
+    def _pieces(self, units: Mapping[str, slice]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Of each file that has images, some units of some statistics."""
+        return (piece for file in self.files if (piece := _slices(file, units)) is not None)
 
     def _columns(self, layer: str, name: str, channels: slice) -> slice:
         """Where channels of a layer lie in a partial's array, which for minima has the signed layers' units alone."""
@@ -108,8 +103,8 @@ class ScanPartials:
 
 
 @timed("wait")
-def _slice(file: Path, name: str, units: slice) -> NDArray[np.generic] | None:
+def _slices(file: Path, units: Mapping[str, slice]) -> dict[str, NDArray[Any]] | None:
     with hdf5.reading(file) as partial:
         if not len(hdf5.dataset(partial, "ids")):
             return None
-        return np.asarray(hdf5.dataset(partial, name)[:, units])
+        return {name: np.asarray(hdf5.dataset(partial, name)[:, places]) for name, places in units.items()}

@@ -73,10 +73,9 @@ class Rows:
                 ("top5_class", "top5_probability"), zip(*self.predictions, strict=True), strict=True
             ):
                 arrays[name] = Array(np.concatenate(column))
-        for name in ("max", "mean", "argmax", "min", "argmin"):
-            data = getattr(self, name)[: self.used]
-            rows = max(len(data), 1)
-            arrays[name] = Array(data, (rows, max(min(CHUNK // rows, together), 1)))
+        rows = max(self.used, 1)
+        chunk = (rows, max(min(CHUNK // rows, together), 1))
+        arrays |= {n: Array(getattr(self, n)[: self.used], chunk) for n in ("max", "mean", "argmax", "min", "argmin")}
         return arrays
 
 
