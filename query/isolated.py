@@ -34,42 +34,56 @@ _HEAD = struct.Struct("<?Q")  # whether it is an answer, and its length
 
 
 class Isolated:
-    """Asks a store in a child process, started with the first question and again after a kill."""
+    """Asks a store in a child process, started with the first question and again after a kill, until it is closed."""
 
     def __init__(self, root: Path, limits: Limits, model_code: bool = False) -> None:
         self._root, self._limits, self._model_code = root, replace(limits, isolated=False), model_code
         self._child: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[..., Any] | None = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
         """Runs one SELECT. Raises UsageError for whatever the child says, or when it had to be killed."""
         question = _question(query, parameters or ())
         with self._lock:
-            child = self._running()
-            self._send(child, question)
-            answer = self._receive(child, self._limits.seconds + GRACE)
+            if self._closed:
+                raise UsageError("SQL: the store was closed: open it again")
+            try:
+                child = self._running()
+                began = time.monotonic()
+                self._send(child, question)
+                answer = self._receive(child, self._limits.seconds + GRACE)
+            except BaseException:  # a Ctrl-C among them: whoever asks next must not get this question's answer
+                self._stop()
+                raise
         if answer is None:
-            raise UsageError(
-                f"SQL: stopped after {self._limits.seconds:g} s, or short of memory: ask for less, or allow more"
-            )
+            late = time.monotonic() - began >= self._limits.seconds
+            why = f"stopped after {self._limits.seconds:g} s" if late else "not enough memory, or somebody killed it"
+            raise UsageError(f"SQL: {why}: ask for less, or allow more")
         good, body = answer
         if not good:
             raise UsageError(body.decode())
         return pa.ipc.open_stream(body).read_all()
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._stop()
+
+    def _stop(self) -> None:
         if self._end is not None:
             self._end()
         self._child = self._end = None
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            self.close()
+            self._stop()
             packages = str(Path(__file__).resolve().parent.parent)
             paths = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "query.isolated"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, "-P", "-m", "query.isolated"],  # -P: what lies in the working directory is not code
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},  # 64 MiB each
             )  # fmt: skip
             self._end = weakref.finalize(self, _end, self._child)
@@ -77,7 +91,8 @@ class Isolated:
             self._send(self._child, json.dumps(settings).encode())
             ready = self._receive(self._child, START)
             if ready is None or not ready[0]:
-                raise UsageError(ready[1].decode() if ready else f"{self._root} could not be opened in {START:g} s")
+                late = f"{self._root} could not be opened in {START:g} s, or the process that opens it was killed"
+                raise UsageError(ready[1].decode() if ready else late)
         return self._child
 
     def _send(self, child: subprocess.Popen[bytes], body: Any) -> None:
@@ -98,7 +113,7 @@ class Isolated:
         # once an answer begins it is only copied, which takes a time of its own
         body = _read(child.stdout, length, time.monotonic() + START) if head else None
         if body is None:
-            self.close()
+            self._stop()
             return None
         return good, body
 
@@ -115,9 +130,12 @@ def _question(query: str, parameters: Sequence[Any]) -> Any:
     """One row, a column for each parameter; the query stands in the schema's metadata."""
     try:
         columns = {str(i): pa.array([value]) for i, value in enumerate(parameters)}
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"SQL: a parameter is no value of a database: {error}") from None
-    return _stream(pa.table(columns).replace_schema_metadata({"query": query}))
+    try:
+        return _stream(pa.table(columns).replace_schema_metadata({"query": query}))
+    except (TypeError, UnicodeError) as error:
+        raise UsageError(f"SQL: the query is no text: {error}") from None
 
 
 def _stream(table: pa.Table) -> Any:
@@ -177,9 +195,9 @@ def main() -> None:
     confine(limits)
     _answer(out, True, b"")
     while (body := _next(source)) is not None:
-        question = pa.ipc.open_stream(body).read_all()
-        parameters = [column[0].as_py() for column in question.columns]
         try:
+            question = pa.ipc.open_stream(body).read_all()
+            parameters = [column[0].as_py() for column in question.columns]
             table = scope.sql(question.schema.metadata[b"query"].decode(), parameters or None).arrow()
             _answer(out, True, _stream(table))
         except UsageError as error:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.featurevis.resampling import sampled
+from pipeline.featurevis.transforms import RandomRotate
 
 
 def _back(angle: float, stretch: float = 1.0, shift: float = 0.0) -> NDArray[np.float64]:
@@ -62,3 +63,12 @@ def test_a_picture_is_the_same_whatever_lies_beside_it() -> None:
     for y, gradient in found[1:]:
         assert torch.equal(y, found[0][0])
         assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (2, 3)])
+def test_the_smallest_canvases_turn(size: tuple[int, int]) -> None:
+    turn = RandomRotate((5.0, -7.0, 0.0), (0.9, 1.1))
+    for seed in range(8):
+        found = turn(torch.rand(2, 3, *size), np.random.default_rng(seed))
+        assert tuple(found.shape[2:]) in turn.sizes(size)
+        assert turn(torch.rand(0, 3, 8, 8), np.random.default_rng(seed)).shape[0] == 0

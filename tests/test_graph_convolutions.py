@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 
-from pipeline.graph import arranged, build
+from pipeline.graph import arranged, build, fold_norms
 from pipeline.graph.convolutions import Convolution
 
 
@@ -80,6 +83,104 @@ class _Dividing(nn.Module):
         x = F.relu6(self.first(x))
         x = F.relu6(self.second(x / x))  # nothing by nothing
         return F.relu6(self.third(x))
+
+
+class _Between(nn.Module):
+    """Two convolutions with a clip each, and something between them that makes what is not finite."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.between(F.relu(self.first(x)))))
+
+
+def _without_variance(variance: float, epsilon: float) -> nn.Module:
+    norm = nn.BatchNorm2d(8, eps=epsilon)
+    assert norm.running_var is not None
+    norm.running_var.fill_(variance)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: x * float("inf"),
+        lambda x: x + float("nan"),
+        lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-math.inf), 1),
+        _without_variance(-1.0, 1e-5),
+        _without_variance(0.0, 0.0),
+        nn.Sequential(nn.Threshold(1e9, 0.0), nn.GroupNorm(1, 8, eps=0)),
+    ],
+    ids=["times infinity", "plus nan", "pad", "negative variance", "no variance", "no epsilon"],
+)
+def test_no_clip_is_fused_behind_what_is_not_finite(between: Callable[[Tensor], Tensor]) -> None:
+    traced = fx.symbolic_trace(_Between(between).eval().requires_grad_(False))
+    found = arranged(traced, keep=(), clips=True)
+    x = _channels_last(4, 3, 12, 12)
+    with torch.inference_mode():
+        wanted = traced(x).isnan()
+        assert wanted.any()
+        assert torch.equal(found(x).isnan(), wanted)
+
+
+class _Doubled(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight * 2, bias)
+
+
+def _reassigned() -> nn.Conv2d:
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    conv.forward = lambda x: nn.Conv2d.forward(conv, x * 2)  # type: ignore[method-assign]
+    return conv
+
+
+def _with_a_number() -> nn.Conv2d:
+    conv = nn.Conv2d(3, 8, 3)
+    conv.padding = 1  # type: ignore[assignment]
+    return conv
+
+
+class _Leaf(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("conv", [_Doubled(3, 8, 3, padding=1), _reassigned(), _with_a_number()])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_convolution_of_its_own_stays_its_own(conv: nn.Conv2d, norm: bool) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv, nn.BatchNorm2d(8) if norm else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.norm(self.conv(x)))
+
+    network = Network().eval().requires_grad_(False)
+    traced = fx.GraphModule(network, _Leaf().trace(network))
+    found = arranged(fold_norms(traced, keep=()), keep=(), clips=True)
+    x = _channels_last(4, 3, 12, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_called_as_a_convolution_is() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by_name, self.single = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.by_name(input=x))
+            return F.relu(self.single(x[0]))[None]
+
+    traced = fx.symbolic_trace(Network().eval().requires_grad_(False))
+    x = _channels_last(4, 3, 12, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(arranged(traced, keep=(), clips=True)(x), traced(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_nan_is_not_hidden() -> None:

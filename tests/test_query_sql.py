@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -248,8 +249,11 @@ def test_parameters_of_every_kind_reach_the_process_that_asks(scope: Scope) -> N
     found = scope.sql(f"SELECT {', '.join(f'? AS c{i}' for i in range(len(values)))}", values).fetchone()
     wanted = [1.25 if isinstance(v, decimal.Decimal) else v for v in values]
     assert list(found or ()) == wanted
-    with pytest.raises(UsageError, match="a parameter is no value of a database"):
-        scope.sql("SELECT ?", [object()])
+    for value in (object(), 2**64, [1, "a"], "\ud800", pd.NaT):
+        with pytest.raises(UsageError, match="a parameter is no value of a database"):
+            scope.sql("SELECT ?", [value])
+    with pytest.raises(UsageError, match="the query is no text"):
+        scope.sql("SELECT '\ud800'")
 
 
 def test_an_asking_process_that_is_forgotten_ends(made: Synthetic) -> None:
@@ -263,3 +267,48 @@ def test_an_asking_process_that_is_forgotten_ends(made: Synthetic) -> None:
     del asked
     gc.collect()
     assert child.poll() is not None
+
+
+def test_an_interrupted_question_leaves_no_answer_behind(scope: Scope) -> None:
+    """Ctrl-C, as a notebook sends it: to this process alone."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        assert scope.sql("SELECT 'first' AS x").fetchone() == ("first",)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            scope.sql("SELECT count(*) AS stale FROM range(3000000000) WHERE range % 7 = 3")
+        assert scope.sql("SELECT 'second' AS x").fetchone() == ("second",)
+        assert scope._isolated is not None
+        scope._isolated._stop()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # while the process starts
+        with pytest.raises(KeyboardInterrupt):
+            scope.sql("SELECT 'stale' AS x")
+        assert scope.sql("SELECT 'third' AS x").fetchone() == ("third",)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_lies_in_the_working_directory_is_not_run(
+    made: Synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "query").mkdir()
+    for name in ("query/__init__.py", "json.py", "store.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(query.__file__).parent.parent))
+    with query.open(made.root) as scope:
+        assert scope.sql("SELECT 1").fetchone() == (1,)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_closed_store_answers_no_more(made: Synthetic) -> None:
+    scope = query.open(made.root)
+    scope.close()
+    with pytest.raises(UsageError, match="the store was closed"):
+        scope.sql("SELECT 1")
+    scope.close()

@@ -6,6 +6,7 @@ beside each other in memory, so a place is worked out once and a row of planes i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class _Sampled(torch.autograd.Function):
         rows = _planes_last(x)
         out = np.zeros((window[2], window[3], rows.shape[2]), np.float32)
         _add(out, rows, back, *size, *window[:2], True)
-        return _planes_first(out, x.shape[0])
+        return _planes_first(out, x.shape[:2])
 
     @staticmethod
     @once_differentiable
@@ -43,7 +44,7 @@ class _Sampled(torch.autograd.Function):
         n, channels, height, width = ctx.shape
         out = np.zeros((height, width, n * channels), np.float32)
         _add(_planes_last(gradient), out, back, *size, *window[:2], False)
-        return _planes_first(out, n).contiguous(), None, None, None
+        return _planes_first(out, (n, channels)).contiguous(), None, None, None
 
 
 def _planes_last(x: Tensor) -> NDArray[np.float32]:
@@ -51,8 +52,9 @@ def _planes_last(x: Tensor) -> NDArray[np.float32]:
     return rows.numpy()
 
 
-def _planes_first(rows: NDArray[np.float32], pictures: int) -> Tensor:
-    return torch.from_numpy(rows).unflatten(2, (pictures, -1)).permute(2, 3, 0, 1)
+def _planes_first(rows: NDArray[np.float32], planes: Sequence[int]) -> Tensor:
+    """[H, W, n * C] -> [n, C, H, W]; `planes`: n and C."""
+    return torch.from_numpy(rows).unflatten(2, tuple(planes)).permute(2, 3, 0, 1)
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]

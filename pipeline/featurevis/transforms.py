@@ -70,11 +70,11 @@ class RandomScale:
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         factor = self.factors[int(rng.integers(len(self.factors)))]
-        size = (int(factor * x.shape[2]), int(factor * x.shape[3]))
+        size = _scaled((x.shape[2], x.shape[3]), factor)
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
     def sizes(self, size: Size) -> set[Size]:
-        return {(int(factor * size[0]), int(factor * size[1])) for factor in self.factors}
+        return {_scaled(size, factor) for factor in self.factors}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RandomRotate:
         factor = self.factors[int(rng.integers(len(self.factors)))] if len(self.factors) > 1 else self.factors[0]
         angle = math.radians(self.degrees[int(rng.integers(len(self.degrees)))])
         top, left = _offsets(self.jitter, rng)
-        h, w = (int(factor * side) for side in x.shape[2:])
+        h, w = _scaled((x.shape[2], x.shape[3]), factor)
         window = (slice(top, h - self.jitter + top), slice(left, w - self.jitter + left))
         if angle == 0:
             same = (h, w) == tuple(x.shape[2:])
@@ -210,6 +210,11 @@ def default_of(canvas: Size) -> tuple[Transform, ...]:
         return DEFAULT
     pad, first, last = (round(distance * side / STANDARD) for distance in (12, 8, 4))
     return (Pad(pad, jitter=first), RandomRotate(DEGREES, FACTORS, jitter=last))
+
+
+def _scaled(size: Size, factor: float) -> Size:
+    """Rounded down, but not to nothing."""
+    return max(int(factor * size[0]), 1), max(int(factor * size[1]), 1)
 
 
 def _offsets(distance: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -11,6 +11,7 @@ the scan refuses: a clip is fused only where no NaN can come in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from pipeline.graph.bounds import clip_limits
-from pipeline.graph.fold import is_same_padded
+from pipeline.graph.fold import is_plain, is_same_padded
 from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, op_of
 from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
 
@@ -48,7 +49,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.ndim != 4:
             return self._clip(conv(x))
         weight, padding = conv.weight, conv.padding
         if self.same:
@@ -118,7 +119,9 @@ def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.G
     finite = _finite(fresh) if clips and torch.backends.mkldnn.is_available() else set()
     for node in list(fresh.graph.nodes):
         conv = op_of(node, fresh).module
-        if node.name in keep or not isinstance(conv, nn.Conv2d) or not _is_plain(conv):
+        if node.name in keep or not isinstance(conv, nn.Conv2d) or not _is_arrangeable(conv):
+            continue
+        if len(node.args) != 1 or node.kwargs:
             continue
         (user,) = node.users if len(node.users) == 1 else (node,)
         limits = _limits(user, fresh) if user is not node and node.name in finite else None
@@ -127,7 +130,7 @@ def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.G
         last = node if limits is None else user
         name = attach(fresh, f"{last.name}_arranged", Convolution(conv, limits))
         with fresh.graph.inserting_before(last):
-            one = fresh.graph.call_module(name, node.args, node.kwargs)
+            one = fresh.graph.call_module(name, node.args)
         replace_node(last, one)
         if last is not node:
             fresh.graph.erase_node(node)
@@ -145,14 +148,28 @@ def _finite(module: fx.GraphModule) -> set[str]:
             good = isinstance(value, Tensor) and _all_finite(value)
         else:
             op = op_of(node, module)
-            good = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(op))
+            good = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(node, op))
         if good and all(source.name in found for source in node.all_input_nodes):
             found.add(node.name)
     return found
 
 
-def _has_finite_parameters(op: Op) -> bool:
-    return op.module is None or all(_all_finite(x) for x in (*op.module.parameters(), *op.module.buffers()))
+def _has_finite_parameters(node: fx.Node, op: Op) -> bool:
+    numbers: list[float] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda x: numbers.append(x) if isinstance(x, float) else None)
+    if not all(math.isfinite(x) for x in numbers):
+        return False
+    if op.module is None:
+        return not op.norm  # of a function's epsilon nothing is known
+    tensors = (*op.module.parameters(), *op.module.buffers())
+    return all(_all_finite(x) for x in tensors) and (not op.norm or _divides_by_something(op.module))
+
+
+def _divides_by_something(norm: nn.Module) -> bool:
+    """Whether what a norm divides by is above zero, whatever the picture."""
+    epsilon, variance = getattr(norm, "eps", None), getattr(norm, "running_var", None)
+    least = 0.0 if variance is None else float(variance.min())
+    return isinstance(epsilon, float) and epsilon + min(least, 0.0) > 0
 
 
 def _all_finite(x: Tensor) -> bool:
@@ -167,11 +184,9 @@ def _limits(node: fx.Node, module: fx.GraphModule) -> Limits | None:
     return limits if limits and all(x is None or isinstance(x, (int, float)) for x in limits) else None
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether it computes what its numbers say: no forward of its own but timm's padding, no hook, zeros outside."""
-    if is_hooked(conv) or conv.padding_mode != "zeros":
-        return False
-    return is_same_padded(conv) or (type(conv).forward is nn.Conv2d.forward and not isinstance(conv.padding, str))
+def _is_arrangeable(conv: nn.Conv2d) -> bool:
+    """Whether it is plain, and zeros, as many as a number says, lie outside."""
+    return is_plain(conv) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:

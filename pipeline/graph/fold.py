@@ -37,6 +37,17 @@ def is_same_padded(conv: nn.Module) -> bool:
     return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
 
 
+def is_plain(conv: nn.Module) -> bool:
+    """Whether it is a convolution that computes what its numbers, one a side, say: it has no hook and no forward of its
+    own, as those that change their weight on the fly have (weight standardisation); timm's padding is known."""
+    if not isinstance(conv, nn.Conv2d) or is_hooked(conv) or {"forward", "_conv_forward"} & vars(conv).keys():
+        return False
+    if isinstance(conv.padding, int) or isinstance(conv.stride, int) or isinstance(conv.dilation, int):
+        return False
+    own = (getattr(type(conv), name) is not getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward"))
+    return not any(own) or is_same_padded(conv)
+
+
 def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], calls: Counter[int]) -> fx.Node | None:
     """The convolution whose only user is this norm, if both are plain and the convolution is called once."""
     norm = _called(node, module)
@@ -48,11 +59,7 @@ def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], call
     if not plain or not isinstance(source, fx.Node) or len(source.users) != 1 or source.name in keep:
         return None
     conv = _called(source, module)
-    if conv is None or calls[id(conv)] != 1 or is_hooked(conv):
-        return None
-    # subclasses that change the weight on the fly (weight standardisation) have a forward of their own
-    plain = isinstance(conv, nn.Conv2d) and type(conv).forward is nn.Conv2d.forward
-    return source if plain or is_same_padded(conv) else None
+    return source if conv is not None and calls[id(conv)] == 1 and is_plain(conv) else None
 
 
 def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> None:
