@@ -87,7 +87,7 @@ class Scan:
         self.passes(self.folded)
 
     def arranged_forward(self) -> None:
-        """The same of the network that the scan runs, its convolutions arranged, without taps."""
+        """The same of the network that the scan runs, arranged for a CPU, without taps and in one piece."""
         self.passes(self.job.measurer.network)
 
     @functools.cached_property

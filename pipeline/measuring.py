@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from pipeline import graph
 from pipeline.compiling import compiled
 from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
-from pipeline.reduce.measured import Measured, check_finite, choose, empty
+from pipeline.reduce.measured import Buffers, Measured, check_finite, choose, empty
 from pipeline.timing import timed
 
 
@@ -64,11 +64,14 @@ class Measurer:
         self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
         self._reduce = choose(self.device.type)
         self.network = folded_network(model, self.layers, arrange=not compile).to(device=self.device, dtype=self._dtype)
+        self._pieces: fx.GraphModule | None = None  # what runs on a few pictures at a time
         self._tapped: Callable[[Tensor], object]
         if compile:
             self._tapped = compiled(self.network, self.layers, self._tap)
         else:
-            self._tapped = graph.with_taps(self.network, self.layers, self._tap)
+            tapped = graph.with_taps(self.network, self.layers, self._tap)
+            found = graph.halves(tapped, model.graph.sizes()) if self.device.type == "cpu" else None
+            self._pieces, self._tapped = found or (None, tapped)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
         self._current = threading.local()  # what this thread's forward pass fills
@@ -77,22 +80,32 @@ class Measurer:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
         if self.device.type != "cpu":
-            x = x.pin_memory()
-        return self.pictures(x.to(self.device, non_blocking=True).float() / 255)
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        return self.pictures(x)
 
     @timed("forward")
     def pictures(self, x: Tensor) -> Measured:
-        """The same for float pictures [n, channels, H, W] in 0..1."""
+        """The same for float pictures [n, channels, H, W] in 0..1, or uint8."""
         buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
-            logits = self._tapped(self.input(x))
+            logits = self._tapped(self._in_pieces(self._pieces, x, buffers) if self._pieces else self.input(x))
         out = buffers.measured(self._positions)
         check_finite(out, len(x), self.units.name)
         return replace(out, logits=logits.float().cpu().numpy()) if isinstance(logits, Tensor) else out
 
+    def _in_pieces(self, first_half: fx.GraphModule, x: Tensor, buffers: Buffers) -> Tensor:
+        """What the first half hands on."""
+        found = []
+        for first in range(0, len(x), graph.PIECE):
+            self._current.out = buffers.rows(first, first + graph.PIECE)
+            found.append(first_half(self.input(x[first : first + graph.PIECE])))
+        self._current.out = buffers
+        return torch.cat(found)
+
     def input(self, x: Tensor) -> Tensor:
-        """Pictures in 0..1 -> what the network takes, on its device, channels last."""
-        x = self.model.preprocess.normalize(x.to(self.device))
+        """Pictures in 0..1, or uint8 -> what the network takes, on its device, channels last."""
+        x = x.to(self.device)
+        x = self.model.preprocess.normalize(x.float() / 255 if x.dtype == torch.uint8 else x)
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
     @timed("reduce")

@@ -64,6 +64,61 @@ def test_gradients_are_those_of_the_two_operations(conv: nn.Conv2d, limits: tupl
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("limits", [None, (0.0, None), (-1.0, 2.0)])
+@pytest.mark.parametrize("images", [1, 3, 16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_matrix_at_each_pixel(images: int, bias: bool, limits: tuple[float, float | None] | None) -> None:
+    conv = nn.Conv2d(24, 40, 1, bias=bias).to(memory_format=torch.channels_last).requires_grad_(False)
+    x = _channels_last(images, 24, 7, 9).requires_grad_()
+    ours, wanted = Convolution(conv, limits)(x), conv(x)
+    wanted = wanted if limits is None else wanted.clamp(*limits)
+    weights = torch.randn(ours.shape)
+    found, gradient = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, wanted))
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        pieces = [Convolution(conv, limits)(part) for part in x.split(2)]
+        torch.testing.assert_close(torch.cat(pieces), wanted, rtol=1e-5, atol=1e-5)
+
+
+class _Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y += x
+        x = F.relu(y)
+        x = torch.relu(x + self.conv(x))
+        x = F.relu(torch.add(x, self.conv(x), alpha=2))  # not a plain sum
+        x = F.relu(x + 1)
+        kept = x + self.conv(x)
+        x = F.relu(kept)
+        twice = x + self.conv(x)
+        return F.relu(twice) + F.relu6(twice + x)
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_sum_takes_its_relu_along(images: int) -> None:
+    network = _Sums().eval().requires_grad_(False)
+    traced = fx.symbolic_trace(network)
+    assert [node.name for node in traced.graph.nodes if node.op == "call_function"].count("add_4") == 1
+    found = arranged(traced, keep={"add_4"}, clips=True)
+    changed = [n.name for n in found.graph.nodes if isinstance(n.target, str) and n.target.endswith("_arranged")]
+    assert changed == ["relu", "relu_1"]
+    x = torch.randn(images, 3, 9, 7)
+    with torch.inference_mode():
+        before = x.clone()
+        assert torch.equal(found(x), traced(x))
+        assert torch.equal(x, before)
+        x[0, 0, 0, 0] = torch.nan
+        assert torch.equal(found(x).isnan(), traced(x).isnan()), "a NaN is handed on"
+    x = torch.randn(images, 3, 9, 7, requires_grad=True)
+    (ours,), (wanted,) = (torch.autograd.grad(y(x).square().sum(), x) for y in (found, traced))
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_passes_at_a_limit(dtype: torch.dtype) -> None:
     """As in torch's relu and hardtanh, whichever way it is computed: a silent unit's zeros give no gradient."""
@@ -188,17 +243,18 @@ def test_a_nan_is_not_hidden() -> None:
     traced = fx.symbolic_trace(_Dividing().eval().requires_grad_(False))
     x = torch.randn(16, 8, 4, 4)
     found = arranged(traced, keep=(), clips=True)
-    assert [n.name for n in found.graph.nodes if "arranged" in str(n.target)] == ["relu6"]
+    assert [n.name for n in found.graph.nodes if "arranged" in str(n.target)] == ["relu6", "second", "third"]
     with torch.inference_mode():
         wanted = traced(x).isnan()
         assert wanted.any()
         assert torch.equal(found(x).isnan(), wanted)
     traced.first.weight[0, 0] = float("nan")
-    assert not any("arranged" in str(node.target) for node in arranged(traced, keep=(), clips=True).graph.nodes)
+    nodes = arranged(traced, keep=(), clips=True).graph.nodes
+    assert not any("arranged" in str(node.target) for node in nodes if "relu6" in node.name)
 
 
 class _Awkward(nn.Module):
-    """Each convolution but the first has a reason to stay as it is."""
+    """Each 3 x 3 convolution but the first has a reason to stay as it is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +282,7 @@ def test_only_what_it_may_is_arranged() -> None:
     before = [node.name for node in traced.graph.nodes]
     found = arranged(traced, keep={"wanted"}, clips=True)
     changed = [n.name for n in found.graph.nodes if n.op == "call_module" and "arranged" in str(n.target)]
-    assert changed == ["relu"], "the first clip's node keeps its name"
+    assert changed == ["relu", "gelu"], "the first clip's node keeps its name, and a 1 x 1 convolution its own"
     assert [node.name for node in found.graph.nodes] == [name for name in before if name != "good"]
     x = torch.randn(4, 3, 9, 9)
     with torch.inference_mode():
@@ -238,8 +294,10 @@ def test_without_clips_gradients_flow() -> None:
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval().requires_grad_(False)
     traced = build(network, "timm", (1, 3, 64, 64)).module
     found = arranged(traced, keep=(), clips=False)
-    changed = [node.name for node in found.graph.nodes if "arranged" in str(node.target)]
-    assert len(changed) == 4, "the depthwise convolutions of stride 2"
+    changed = [str(node.target) for node in found.graph.nodes if "arranged" in str(node.target)]
+    strided = [name for name in changed if "conv_dw" in name]
+    assert len(strided) == 4, "the depthwise convolutions of stride 2"
+    assert all("conv_pw" in name or "conv_head" in name for name in set(changed) - set(strided)), "and those of 1 x 1"
     x = torch.randn(2, 3, 65, 64, requires_grad=True)
     (wanted,) = torch.autograd.grad(traced(x).square().sum(), x)
     (ours,) = torch.autograd.grad(found(x).square().sum(), x)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import inf
+from math import inf, prod
 
 from torch import fx, nn
 
@@ -57,6 +57,11 @@ class Graph:
             found += [(source, target) for target in here for source in above]
             nearest[node] = tuple(here) or tuple(above)
         return tuple(found)
+
+    def sizes(self) -> dict[str, int]:
+        """Values a picture that a node puts out, of those that have pictures along their first axis."""
+        first = {node: found.roles[:1] for node, found in self._axes.items()}
+        return {node.name: prod(shape[1:]) for node, shape in self._shapes.items() if first.get(node) == "n"}
 
     def cost(self, layer: Layer) -> int:
         """What a forward and backward pass from the picture to this layer costs, in multiply-accumulates."""

@@ -48,6 +48,10 @@ class Buffers:
     square: Tensor
     active: Tensor
 
+    def rows(self, first: int, last: int) -> Buffers:
+        """Those of some images, in the same memory."""
+        return Buffers(*(getattr(self, f.name)[first:last] for f in fields(self)))
+
     def measured(self, positions: NDArray[np.float64]) -> Measured:
         """On the CPU (the same memory, where they are there); `positions`: that each unit's sums run over."""
         found = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}

@@ -1,0 +1,87 @@
+"""A network in two halves gives what the whole gives, and is cut only where one tensor is handed on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pipeline.graph import PIECE, Graph, build, halves
+from pipeline.measuring import Measurer
+from pipeline.models import open_model
+
+
+class _Network(nn.Module):
+    """Maps of 16, then of 4 values a channel. `shortcut`: the picture is needed after all of them."""
+
+    def __init__(self, shortcut: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        picture = x
+        x = F.relu(self.first(x))
+        x = F.max_pool2d(x, 4)
+        y = F.relu_(self.second(x))
+        x = y + F.relu(self.third(y))
+        return x + F.max_pool2d(picture, 4) if self.shortcut else x
+
+
+def _graph(network: nn.Module) -> Graph:
+    return build(network.eval().requires_grad_(False), "python", (1, 3, 16, 16))
+
+
+def test_halves_are_the_whole() -> None:
+    network = _graph(_Network())
+    found = halves(network.module, network.sizes())
+    assert found is not None
+    first, second = found
+    assert next(reversed(first.graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
+    x = torch.randn(6, 3, 16, 16)
+    assert torch.equal(second(torch.cat([first(piece) for piece in x.split(2)])), network.module(x))
+    assert not hasattr(second, "first"), "each half has what it needs"
+    assert not hasattr(first, "second")
+
+
+class _Flat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x * 2) + 1
+
+
+class _Transposed(nn.Module):
+    """Its pictures lie along the second axis where its maps are small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(F.relu(x), 4).transpose(0, 1)
+        return F.relu(y * 2)
+
+
+@pytest.mark.parametrize("network", [_Network(shortcut=True), _Flat(), _Transposed()])
+def test_no_place_to_cut(network: nn.Module) -> None:
+    found = _graph(network)
+    cut = halves(found.module, found.sizes())
+    if isinstance(network, _Transposed):
+        assert cut is None or next(reversed(cut[0].graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
+    else:
+        assert cut is None
+
+
+@pytest.mark.parametrize("source", ["torchvision:googlenet", "torchvision:resnet18", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("layers", ["blocks", "all"])
+def test_measured_in_pieces(source: str, layers: str) -> None:
+    """A batch that does not divide by the piece; the last picture alone in its piece."""
+    measurer = Measurer(open_model(source, "random:0"), layers)
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * PIECE + 1, 3, 224, 224), np.uint8)
+    assert measurer._pieces is not None
+    found = measurer.pixels(pixels)
+    in_pieces = measurer._pieces
+    alone = [measurer.pixels(pixels[i : i + 1]) for i in (0, 2 * PIECE)]
+    for name in ("max", "min", "mean"):
+        together = getattr(found, name)[[0, 2 * PIECE]]
+        np.testing.assert_allclose(together, np.concatenate([getattr(x, name) for x in alone]), rtol=1e-4, atol=1e-4)
+    assert isinstance(in_pieces, fx.GraphModule)
+    assert found.logits is not None
+    assert found.logits.shape == (2 * PIECE + 1, 1000)
