@@ -2,8 +2,7 @@
 
 A convolution takes its padding and its clip along (`convolutions.py`), and a residual sum its ReLU.
 
-oneDNN makes 0 of NaN in a clip, which torch hands on and the scan refuses: a clip is fused only where no NaN can come
-in.
+Both may make 0 of NaN, which torch's clips hand on and the scan refuses: a clip is fused only where none can come in.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.G
         (user,) = node.users if len(node.users) == 1 and node.name not in keep else (node,)
         limits = _limits(user, fresh) if user is not node and node.name in finite else None
         one = Convolution(conv, limits)
-        if not one.is_arranged:
+        if not clips and not one.is_arranged:
             continue
         last = node if limits is None else user
         name = attach(fresh, f"{last.name}_arranged", one)
@@ -76,7 +75,7 @@ def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.G
         if last is not node:
             fresh.graph.erase_node(node)
     for node in list(fresh.graph.nodes) if clips else ():
-        if node.target in _SUMS and node.name not in keep:
+        if node.target in _SUMS and node.name not in keep and node.name in finite:
             _rectify(node, fresh, keep)
     fresh.delete_all_unused_submodules()
     fresh.recompile()
