@@ -25,6 +25,7 @@ from pipeline.graph.fold import is_same_padded
 
 Limits = tuple[float, float | None]  # what is below or above becomes it; None: nothing is above
 Settings = tuple[Any, Any, Any, int]  # padding, stride, dilation, groups
+FROM = 16  # pictures: torch computes 1 x 1 convolutions and their gradients by oneDNN
 aten = torch.ops.aten
 
 
@@ -134,7 +135,7 @@ class _Direct(torch.autograd.Function):
                 else aten.hardtanh_backward(gradient, y, low, high)
             )
         padding, stride, dilation, groups = ctx.settings
-        if _is_pointwise(weight, ctx.settings):
+        if len(x) < FROM and _is_pointwise(weight, ctx.settings):
             found = _direct(gradient, weight.transpose(0, 1), None, ctx.settings, None)
         else:
             found, _, _ = aten.convolution_backward(
