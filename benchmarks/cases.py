@@ -101,7 +101,7 @@ class Scan:
 
         def one(batch: Batch) -> None:
             with torch.inference_mode():
-                network(measurer.input(torch.from_numpy(batch.pixels).to(measurer.device).float() / 255))
+                network(measurer.input(torch.from_numpy(batch.pixels)))
 
         self.over_batches(one)
 

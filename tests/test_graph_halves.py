@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from pipeline import graph
 from pipeline.graph import PIECE, Graph, build, halves
 from pipeline.measuring import Measurer
 from pipeline.models import open_model
@@ -59,29 +60,36 @@ class _Transposed(nn.Module):
         return F.relu(y * 2)
 
 
-@pytest.mark.parametrize("network", [_Network(shortcut=True), _Flat(), _Transposed()])
+@pytest.mark.parametrize("network", [_Network(shortcut=True), _Flat()])
 def test_no_place_to_cut(network: nn.Module) -> None:
     found = _graph(network)
+    assert halves(found.module, found.sizes()) is None
+
+
+def test_cut_where_pictures_lie_along_the_first_axis() -> None:
+    found = _graph(_Transposed())
     cut = halves(found.module, found.sizes())
-    if isinstance(network, _Transposed):
-        assert cut is None or next(reversed(cut[0].graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
-    else:
-        assert cut is None
+    assert cut is not None
+    assert next(reversed(cut[0].graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("source", ["torchvision:googlenet", "torchvision:resnet18", "timm:tf_efficientnet_lite0"])
 @pytest.mark.parametrize("layers", ["blocks", "all"])
-def test_measured_in_pieces(source: str, layers: str) -> None:
-    """A batch that does not divide by the piece; the last picture alone in its piece."""
-    measurer = Measurer(open_model(source, "random:0"), layers)
+def test_measured_in_pieces(source: str, layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in one piece: a batch that does not divide by the piece, the last picture alone in its own."""
+    model = open_model(source, "random:0")
+    in_pieces = Measurer(model, layers)
+    monkeypatch.setattr(graph, "halves", lambda *_: None)
+    whole = Measurer(model, layers)
+    assert in_pieces._pieces is not None
+    assert whole._pieces is None
     pixels = np.random.default_rng(0).integers(0, 256, (2 * PIECE + 1, 3, 224, 224), np.uint8)
-    assert measurer._pieces is not None
-    found = measurer.pixels(pixels)
-    in_pieces = measurer._pieces
-    alone = [measurer.pixels(pixels[i : i + 1]) for i in (0, 2 * PIECE)]
+    found, wanted = in_pieces.pixels(pixels), whole.pixels(pixels)
+    for name in ("max", "min", "mean", "logits"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)
+    alone = [in_pieces.pixels(pixels[i : i + 1]) for i in (0, 2 * PIECE)]
     for name in ("max", "min", "mean"):
         together = getattr(found, name)[[0, 2 * PIECE]]
         np.testing.assert_allclose(together, np.concatenate([getattr(x, name) for x in alone]), rtol=1e-4, atol=1e-4)
-    assert isinstance(in_pieces, fx.GraphModule)
     assert found.logits is not None
     assert found.logits.shape == (2 * PIECE + 1, 1000)

@@ -43,12 +43,10 @@ class RectifiedSum(nn.Module):
         self.in_place = in_place
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        tensors = [x for x in (a, b) if isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu"]
-        if len(tensors) < 2 or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        fits = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b))
+        if not fits or not torch.is_inference_mode_enabled():
             return F.relu(a + b)
-        add = (
-            aten._add_relu_ if self.in_place and a.shape == torch.broadcast_shapes(a.shape, b.shape) else aten._add_relu
-        )
+        add = aten._add_relu_ if self.in_place and a.shape == b.shape else aten._add_relu
         y: Tensor = add(a, b)
         return y
 

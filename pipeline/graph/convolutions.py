@@ -40,7 +40,7 @@ class Convolution(nn.Module):
         self.conv, self.limits, self.same = conv, limits, is_same_padded(conv)
         settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.direct = limits is not None or _is_pointwise(conv.weight, settings)
-        self._packed: tuple[tuple[int, ...], Tensor, Settings] | None = None  # for pictures of one size
+        self._packed: tuple[tuple[int, ...], Tensor] | None = None  # weights, for maps of one size
 
     @property
     def is_arranged(self) -> bool:
@@ -63,18 +63,12 @@ class Convolution(nn.Module):
         return _direct(x, weight, conv.bias, settings, self.limits)
 
     def _frozen(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[1:])
-        packed = self._packed
+        x, weight, settings = self._padded(x)
+        size, packed = tuple(x.shape[1:]), self._packed
         if packed is None or packed[0] != size:
-            padded, weight, settings = self._padded(x)
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(padded.shape))
-            packed = self._packed = size, weight, settings
-        elif self.same and not _is_depthwise(self.conv):
-            padded, _, _ = self._padded(x)
-        else:
-            padded = x
-        _, weight, settings = packed
-        return _direct(padded, weight, self.conv.bias, settings, self.limits)
+            laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(x.shape))
+            packed = self._packed = size, laid_out
+        return _direct(x, packed[1], self.conv.bias, settings, self.limits)
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, Settings]:
         """What to convolve, with what and how: padding that a number cannot say is with the one or the other."""
