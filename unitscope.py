@@ -12,22 +12,22 @@ from store.errors import UsageError
 
 # command -> (module, one line for the list of commands)
 COMMANDS = {
-    "run": ("pipeline.cli", "Run a config's stages into a store; again, to resume."),
-    "slurm": ("pipeline.slurm.cli", "The same run as a chain of Slurm array jobs."),
-    "plan": ("pipeline.cli", "What a run would do: stages, shards, bytes and hours."),
-    "pack": ("pipeline.cli", "Decode and resize pictures once, for many models to scan."),
-    "layers": ("pipeline.cli", "Layers and units of a model, without weights or data."),
-    "render": ("pipeline.rendering", "A feature visualization of one unit: Lucid in a shell."),
-    "repair": ("pipeline.cli", "Run again exactly the shards whose files are damaged."),
-    "status": ("store.cli", "Runs of a store, shards done, rejected images."),
-    "verify": ("store.cli", "Check every file of a store against its digest."),
-    "export": ("store.cli", "A smaller store of one run or some of its layers."),
-    "sql": ("query.cli", "Ask a store in SQL."),
-    "top-units": ("query.cli", "Which units fire most on this image?"),
-    "top-images": ("query.cli", "Which images fire this unit most?"),
-    "similar": ("query.cli", "Units like a unit, or images like an image."),
-    "ask": ("query.ask", "The other named questions: both, separating-units, compare, ..."),
-    "unit": ("query.cli", "Everything known about one unit, with a contact sheet."),
+    "run": ("pipeline.commands.cli", "Run a config's stages into a store; again, to resume."),
+    "slurm": ("pipeline.commands.slurm", "The same run as a chain of Slurm array jobs."),
+    "plan": ("pipeline.commands.cli", "What a run would do: stages, shards, bytes and hours."),
+    "pack": ("pipeline.commands.cli", "Decode and resize pictures once, for many models to scan."),
+    "layers": ("pipeline.commands.cli", "Layers and units of a model, without weights or data."),
+    "render": ("pipeline.commands.render", "A feature visualization of one unit: Lucid in a shell."),
+    "repair": ("pipeline.commands.cli", "Run again exactly the shards whose files are damaged."),
+    "status": ("store.commands", "Runs of a store, shards done, rejected images."),
+    "verify": ("store.commands", "Check every file of a store against its digest."),
+    "export": ("store.commands", "A smaller store of one run or some of its layers."),
+    "sql": ("query.commands.cli", "Ask a store in SQL."),
+    "top-units": ("query.commands.cli", "Which units fire most on this image?"),
+    "top-images": ("query.commands.cli", "Which images fire this unit most?"),
+    "similar": ("query.commands.cli", "Units like a unit, or images like an image."),
+    "ask": ("query.commands.ask", "The other named questions: both, separating-units, compare, ..."),
+    "unit": ("query.commands.cli", "Everything known about one unit, with a contact sheet."),
 }
 
 

@@ -19,7 +19,7 @@ from pipeline.data.loading import Batch
 from pipeline.data.source import Source
 from pipeline.job import Job
 from pipeline.machine import in_order, set_up
-from pipeline.measuring import folded_network
+from pipeline.scan.measurer import folded_network
 from pipeline.stages import index, scan
 
 NETWORKS = {

@@ -17,9 +17,9 @@ from cases import NETWORKS, PACKAGES, Scan, config_of, photographs
 from PIL import Image
 from torch import Tensor
 
+from pipeline.commands.pack import Packing, pack
 from pipeline.data.loading import batches
 from pipeline.data.sources import open_source
-from pipeline.packing import Packing, pack
 
 IMAGES = {"lite0": 256, "googlenet": 128, "resnet50": 96}
 

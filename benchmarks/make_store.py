@@ -30,7 +30,7 @@ from pipeline.config import Config, DatasetConfig, ModelConfig, fingerprinted
 from pipeline.graph import Layer
 from pipeline.graph.layer import Layout
 from pipeline.job import Shard
-from pipeline.measuring import Units
+from pipeline.scan.measurer import Units
 from pipeline.stages import fold
 from pipeline.statistics.moments import Pair
 from store import layout, parquet, publish, schema

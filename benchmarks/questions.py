@@ -28,9 +28,9 @@ from bench import Bar, Report, _timed, options
 from make_store import Size
 
 import query
-from query.dense import Dense
+from query.questions.similarity import correlations, similar_images, standing_of
+from query.record.dense import Dense
 from query.scope import Scope
-from query.similarity import correlations, similar_images, standing_of
 from store import codes
 
 SEED = 0

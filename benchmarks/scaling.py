@@ -23,11 +23,11 @@ from simulation import Cluster, Work, simulate
 
 from pipeline import driver
 from pipeline.config import parse_config
-from pipeline.executors import shards
+from pipeline.executors import worker
 from pipeline.executors.engine import Engine
 from pipeline.executors.processes import Processes
 from pipeline.executors.scheduling import Scheduler
-from pipeline.executors.shards import Outcome, Task
+from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job
 from pipeline.stages import scan
 from store import hdf5, layout, publish
@@ -106,7 +106,7 @@ def _workers(job: Job, count: int) -> Iterator[Engine]:
     """Worker processes with as many cores as there are of them."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, set(cores[:count]))
-    engine = Processes(shards.given(job), count)
+    engine = Processes(worker.given(job), count)
     os.sched_setaffinity(0, set(cores))
     try:
         yield engine

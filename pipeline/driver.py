@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from pipeline.data.indexing import refuse_too_many
-from pipeline.executors import shards
+from pipeline.executors import worker
 from pipeline.executors.engine import Engine
-from pipeline.executors.inputs import is_complete, require_inputs
 from pipeline.executors.processes import Processes
+from pipeline.executors.readiness import is_complete, require_inputs
 from pipeline.executors.scheduling import PATIENCE, Scheduler, say
 from pipeline.job import Job, Shard, Stage
 from pipeline.machine import in_order, set_up
@@ -67,7 +67,7 @@ def run(
 
 def _processes(job: Job) -> Callable[[], Engine]:
     return lambda: Processes(
-        shards.given(job), job.config.compute.workers, lambda stage: stage_named(stage).at_once(job)
+        worker.given(job), job.config.compute.workers, lambda stage: stage_named(stage).at_once(job)
     )
 
 
@@ -110,7 +110,7 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
         def advance(count: int) -> None:
             bar.update(count)
 
-        for _ in in_order(lambda shard: shards.run_shard(job, stage, shard, advance), missing, stage.at_once(job)):
+        for _ in in_order(lambda shard: worker.run_shard(job, stage, shard, advance), missing, stage.at_once(job)):
             pass
 
 

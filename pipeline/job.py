@@ -28,10 +28,10 @@ from pipeline.data.loading import Batch, batches
 from pipeline.data.source import Entry, Source
 from pipeline.graph import Layer
 from pipeline.machine import in_order, resolve_device, threads_of_worker
-from pipeline.measuring import Measurer, Units
 from pipeline.models import Model, open_model
-from pipeline.reduce.measured import Measured
-from pipeline.timing import phase, waits
+from pipeline.runtime.timing import phase, waits
+from pipeline.scan.batch_statistics import Measured
+from pipeline.scan.measurer import Measurer, Units
 from store import layout, parquet, publish
 from store.errors import UsageError
 from store.logs import Log, slurm_facts

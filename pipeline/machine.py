@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.timing import carried
+from pipeline.runtime.timing import carried
 from store.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8

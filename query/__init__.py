@@ -6,8 +6,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .database import Limits
-    from .scope import Scope
+    from query.scope import Scope
+    from query.sql.database import Limits
 
 __all__ = ["open"]
 
@@ -18,6 +18,6 @@ def open(path: str | PathLike[str], *, model_code: bool = False, limits: Limits 
     `model_code`: whether a model whose source in the store is `python:...` may be imported, which runs code.
     `limits`: memory, threads, seconds and answer size of one query. Raises store.errors.UsageError (one line).
     """
-    from .scope import Scope
+    from query.scope import Scope
 
     return Scope(path, model_code=model_code, limits=limits)

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from query.questions.image_units import ImageRow
+from query.record.dense import Dense
+from query.record.run_tables import Run
 from store.errors import UsageError
 
-from .dense import Dense
-from .image_units import ImageRow
-from .run import Run
-
 if TYPE_CHECKING:
-    from pipeline.measuring import Measurer
     from pipeline.models import Model
-    from pipeline.reduce.measured import Measured
+    from pipeline.scan.batch_statistics import Measured
+    from pipeline.scan.measurer import Measurer
 
 
 class Probe:
@@ -30,7 +29,7 @@ class Probe:
     """
 
     def __init__(self, dense: Dense, model_code: bool) -> None:
-        from pipeline.measuring import Measurer
+        from pipeline.scan.measurer import Measurer
 
         self.dense, self.run = dense, dense.run
         self._model: Model = _open(self.run, model_code)

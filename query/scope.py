@@ -12,34 +12,33 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from store.errors import UsageError
-
-from . import (
-    catalog,
-    classes,
+from query import resolve
+from query.questions import (
+    class_units,
     comparison,
-    image_layers,
+    image_summary,
     image_units,
     macros,
-    names,
-    pictures,
-    separation,
+    separating_units,
     similarity,
     unit_images,
     unit_kinds,
 )
-from .database import Database, Limits, Result
-from .dense import Dense
-from .image_units import ImageRow
-from .isolated import Isolated
-from .names import ClassName, ImageName, Unit
-from .run import Run
-from .unit_record import UnitRecord, unit_record
+from query.questions.image_units import ImageRow
+from query.questions.unit_record import UnitRecord, unit_record
+from query.record import stored_pictures
+from query.record.dense import Dense
+from query.record.run_tables import Run
+from query.resolve import ClassName, ImageName, Unit
+from query.sql import catalog
+from query.sql.database import Database, Limits, Result
+from query.sql.worker import Isolated
+from store.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .live import Probe
+    from query.live import Probe
 
 
 class Scope:
@@ -86,8 +85,8 @@ class Scope:
         """
         _one_of(by, ("tail", "max", "mean"))
         _positive(k)
-        run, found = names.find_image(self._runs(model, dataset), image)
-        units = names.units_of_layers(run, layer)
+        run, found = resolve.find_image(self._runs(model, dataset), image)
+        units = resolve.units_of_layers(run, layer)
         row = self._row_of(run, found, units, enough=k if by == "tail" else None)
         return image_units.ranked(self._dense[run.name], row, k, by)
 
@@ -109,7 +108,7 @@ class Scope:
         _one_of(by, ("max", "mean"))
         _positive(k)
         found = self._unit(unit, model, dataset)
-        of_class = None if label is None else names.find_class(found.run, label)
+        of_class = None if label is None else resolve.find_class(found.run, label)
         if lowest:
             if by != "max":
                 raise UsageError("lowest images are ordered by their minimum: leave `by` out")
@@ -150,7 +149,7 @@ class Scope:
         """
         _positive(k)
         found = self._unit(unit, model, dataset)
-        within = None if layer is None else names.find_layers(found.run, layer)
+        within = None if layer is None else resolve.find_layers(found.run, layer)
         return similarity.similar_units(self._dense_of(found), found, k, within)
 
     def similar_images(
@@ -158,8 +157,8 @@ class Scope:
     ) -> pd.DataFrame:
         """Images a layer's units see alike: rank, image_id, path, label, class_index, similarity (cosine of z), n."""
         _positive(k)
-        run, found = names.find_image(self._runs(model, dataset), image)
-        dense, within = self._dense[run.name], names.find_layer(run, layer)
+        run, found = resolve.find_image(self._runs(model, dataset), image)
+        dense, within = self._dense[run.name], resolve.find_layer(run, layer)
         if isinstance(found, Path):
             values = self._probe(run).row(found, np.arange(within.start, within.stop)).value
             z = similarity.standing(dense, within, values)
@@ -197,8 +196,8 @@ class Scope:
 
         model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. k=None: all.
         """
-        run = names.the_one(self._runs(model, dataset), f"class {label}")
-        return classes.units_for_class(run, names.find_class(run, label), _all_or(k), layer)
+        run = resolve.the_one(self._runs(model, dataset), f"class {label}")
+        return class_units.units_for_class(run, resolve.find_class(run, label), _all_or(k), layer)
 
     def class_selectivity(
         self,
@@ -211,8 +210,8 @@ class Scope:
 
         selectivity = (best class mean - mean of the others) / their sum, on per-image maxima. k=None: all units.
         """
-        run = names.the_one(self._runs(model, dataset), "class_selectivity")
-        return unit_kinds.class_selectivity(run, names.units_of_layers(run, layer), _all_or(k))
+        run = resolve.the_one(self._runs(model, dataset), "class_selectivity")
+        return unit_kinds.class_selectivity(run, resolve.units_of_layers(run, layer), _all_or(k))
 
     def separating_units(
         self,
@@ -228,10 +227,10 @@ class Scope:
         Each set is a class (index, synset or label) or a list of images. model, layer, channel, rank, auc (near 1: high
         on a; near 0: high on b), mean_a, mean_b, z (their difference in deviations), n_a, n_b, n. k=None: all units.
         """
-        run = names.the_one(self._runs(model, dataset), "separating_units")
-        a, b = (names.find_images(run, images) for images in (images_a, images_b))
-        units = names.units_of_layers(run, layer)
-        return separation.separating_units(self._dense[run.name], a, b, units, _all_or(k))
+        run = resolve.the_one(self._runs(model, dataset), "separating_units")
+        a, b = (resolve.find_images(run, images) for images in (images_a, images_b))
+        units = resolve.units_of_layers(run, layer)
+        return separating_units.separating_units(self._dense[run.name], a, b, units, _all_or(k))
 
     def compare(
         self,
@@ -246,7 +245,7 @@ class Scope:
         model, layer, channel, other_model, other_layer, other_channel, rank, change = 1 - correlation, correlation, n.
         With the same layers each unit beside itself, otherwise beside the unit of model_b that goes with it best.
         """
-        a, b = (names.the_one(self._runs(m, dataset), f"model {m}") for m in (model_a, model_b))
+        a, b = (resolve.the_one(self._runs(m, dataset), f"model {m}") for m in (model_a, model_b))
         return comparison.compare(self._dense[a.name], self._dense[b.name], _all_or(k), layer)
 
     def polysemantic_units(
@@ -261,16 +260,16 @@ class Scope:
         model, layer, channel, rank, spread, share, classes, labels, n. share: of the stored highest images, those of
         classes the unit fires for; spread: share x the mean distance of two of their classes, falling. k=None: all.
         """
-        run = names.the_one(self._runs(model, dataset), "polysemantic_units")
-        return unit_kinds.polysemantic_units(run, names.units_of_layers(run, layer), _all_or(k))
+        run = resolve.the_one(self._runs(model, dataset), "polysemantic_units")
+        return unit_kinds.polysemantic_units(run, resolve.units_of_layers(run, layer), _all_or(k))
 
     def unit_states(
         self, layer: str | Sequence[str] | None = None, model: str | None = None, dataset: str | None = None
     ) -> pd.DataFrame:
         """Units that are dead, always on or clipped: model, layer, channel, state, fraction_active, saturated, maximum,
         n."""
-        run = names.the_one(self._runs(model, dataset), "unit_states")
-        return unit_kinds.unit_states(run, names.units_of_layers(run, layer))
+        run = resolve.the_one(self._runs(model, dataset), "unit_states")
+        return unit_kinds.unit_states(run, resolve.units_of_layers(run, layer))
 
     def image_summary(self, image: ImageName, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
         """An image layer by layer: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n.
@@ -278,7 +277,7 @@ class Scope:
         active: units above zero; rare: units with tail_p <= 0.01, `expected` the usual number; channel: the first unit.
         """
         run, row = self._row(image, None, model, dataset)
-        return image_layers.image_summary(run, row)
+        return image_summary.image_summary(run, row)
 
     def visualization(
         self,
@@ -288,9 +287,9 @@ class Scope:
         repeat: int = 0,
         model: str | None = None,
         dataset: str | None = None,
-    ) -> pictures.Pixels:
+    ) -> stored_pictures.Pixels:
         """A unit's feature visualization, uint8 [H, W, 3]; how far to trust it is in the view `visualizations`."""
-        return pictures.visualization(self._unit(unit, model, dataset), kind, direction, repeat)
+        return stored_pictures.visualization(self._unit(unit, model, dataset), kind, direction, repeat)
 
     def unit(self, unit: str, model: str | None = None, dataset: str | None = None) -> UnitRecord:
         """Everything known about one unit."""
@@ -299,7 +298,7 @@ class Scope:
 
     def contact_sheet(self, unit: str, model: str | None = None, dataset: str | None = None) -> Image.Image:
         """One picture of everything known about a unit."""
-        from .contact_sheet import contact_sheet
+        from query.presentation.contact_sheet import contact_sheet
 
         found = self._unit(unit, model, dataset)
         return contact_sheet(self._dense_of(found), found)
@@ -331,10 +330,10 @@ class Scope:
         return [dense.run for dense in self._dense.values() if dense.run.has("layers")]
 
     def _runs(self, model: str | None, dataset: str | None) -> list[Run]:
-        return names.choose_runs(self._all_runs, model, dataset)
+        return resolve.choose_runs(self._all_runs, model, dataset)
 
     def _unit(self, text: str, model: str | None, dataset: str | None) -> Unit:
-        return names.find_unit(self._runs(model, dataset), text)
+        return resolve.find_unit(self._runs(model, dataset), text)
 
     def _dense_of(self, unit: Unit) -> Dense:
         return self._dense[unit.run.name]
@@ -342,8 +341,8 @@ class Scope:
     def _row(
         self, image: ImageName, layer: str | Sequence[str] | None, model: str | None, dataset: str | None
     ) -> tuple[Run, ImageRow]:
-        run, found = names.find_image(self._runs(model, dataset), image)
-        return run, self._row_of(run, found, names.units_of_layers(run, layer))
+        run, found = resolve.find_image(self._runs(model, dataset), image)
+        return run, self._row_of(run, found, resolve.units_of_layers(run, layer))
 
     def _row_of(self, run: Run, image: int | Path, units: NDArray[np.int64], enough: int | None = None) -> ImageRow:
         if isinstance(image, Path):
@@ -351,7 +350,7 @@ class Scope:
         return image_units.stored_row(self._dense[run.name], image, units, enough)
 
     def _probe(self, run: Run) -> Probe:
-        from .live import Probe
+        from query.live import Probe
 
         if run.name not in self._probes:
             self._probes[run.name] = Probe(self._dense[run.name], self._model_code)

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from . import hdf5, layout, parquet, publish, schema
-from .errors import UsageError
-from .hdf5 import Array
-from .publish import Publication, Record
+from store import hdf5, layout, parquet, publish, schema
+from store.errors import UsageError
+from store.hdf5 import Array
+from store.publish import Publication, Record
 
 _ROWS = 4096  # images of the record copied at a time
 _BY_LAYER = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS, schema.VISUALIZATIONS)

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from store.errors import UsageError
 
 
 @dataclass(frozen=True)

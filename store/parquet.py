@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import UsageError
-from .schema import Field, Table
+from store.errors import UsageError
+from store.schema import Field, Table
 
 _TYPES = {
     "name": pa.dictionary(pa.int32(), pa.string()), "text": pa.string(), "bool": pa.bool_(),

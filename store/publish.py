@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import layout, views
-from .errors import UsageError
+from store import layout, views
+from store.errors import UsageError
 
 TEMPORARY = ".tmp-"
 STALE_SECONDS = 24 * 3600  # for temporaries of other hosts, whose processes cannot be asked

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import layout, logs, parquet, publish, queue, timings
-from .errors import UsageError
-from .publish import Record
-from .queue import Queued
+from pipeline.slurm import queue
+from pipeline.slurm.queue import Queued
+from store import layout, logs, parquet, publish, timings
+from store.errors import UsageError
+from store.publish import Record
 
 Ask = Callable[[], tuple[list[Queued] | None, str]]
 

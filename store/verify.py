@@ -8,9 +8,9 @@ from pathlib import Path
 
 import h5py
 
-from . import layout, publish
-from .errors import UsageError
-from .publish import File, Record
+from store import layout, publish
+from store.errors import UsageError
+from store.publish import File, Record
 
 # Partials may be gone once the shard that read them is committed.
 CONSUMERS = {

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from . import layout, schema
-from .errors import UsageError
+from store import layout, schema
+from store.errors import UsageError
 
 # `tail` lies in the store twice: sorted by unit (the view) and by image.
 _FILES = {"tail": ("tail_by_unit", "tail_by_image")}

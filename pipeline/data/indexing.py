@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.data.decode import BadImageError, read_size
+from pipeline.data.source import Entry, Source
 from store.errors import UsageError
-
-from .decode import BadImageError, read_size
-from .source import Entry, Source
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.timing import carried, timed
-
-from .decode import BadImageError, open_image
+from pipeline.data.decode import BadImageError, open_image
+from pipeline.runtime.timing import carried, timed
 
 AHEAD = 3  # batches being decoded while one is in the network
 

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.shard_files import ShardedSource
+from pipeline.data.source import ClassName, Entry, class_names, in_order_of_class
 from store.errors import UsageError
-
-from .shards import ShardedSource
-from .source import ClassName, Entry, class_names, in_order_of_class
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "bytes", "picture")
 LABELS = ("label", "labels", "fine_label", "class", "cls", "class_index", "target", "synset", "wnid")

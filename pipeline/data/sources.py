@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.data.folder import DemoSource, FolderSource
+from pipeline.data.parquet import ParquetSource
+from pipeline.data.source import Source
+from pipeline.data.webdataset import WebDatasetSource
 from store.errors import UsageError
-
-from .folder import DemoSource, FolderSource
-from .parquet import ParquetSource
-from .source import Source
-from .webdataset import WebDatasetSource
 
 
 def open_source(text: str, name: str = "") -> Source:

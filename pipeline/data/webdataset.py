@@ -14,11 +14,10 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pipeline.data.decode import SUFFIXES
+from pipeline.data.shard_files import ShardedSource
+from pipeline.data.source import ClassName, Entry, class_names, in_order_of_class
 from store.errors import UsageError
-
-from .decode import SUFFIXES
-from .shards import ShardedSource
-from .source import ClassName, Entry, class_names, in_order_of_class
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .shards import Outcome, Task
+from pipeline.executors.worker import Outcome, Task
 
 
 class Engine(Protocol):

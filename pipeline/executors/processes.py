@@ -16,8 +16,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from pipeline.executors import shards
-from pipeline.executors.shards import Given, Outcome, Task
+from pipeline.executors.worker import Given, Outcome, Task, begin, perform
 from pipeline.job import Job
 from store.errors import UsageError
 
@@ -131,7 +130,7 @@ def _serve(pipe: Connection, given: Given, visible: str) -> None:
     sending = threading.Lock()
 
     def answer(job: Job | str, task: Task) -> None:
-        done = Outcome(task, error=job, fatal=True) if isinstance(job, str) else shards.perform(job, task)
+        done = Outcome(task, error=job, fatal=True) if isinstance(job, str) else perform(job, task)
         with sending:
             pipe.send(done)
 
@@ -148,6 +147,6 @@ def _serve(pipe: Connection, given: Given, visible: str) -> None:
 
 def _begin(given: Given) -> Job | str:
     try:
-        return shards.begin(given)
+        return begin(given)
     except UsageError as error:
         return str(error)

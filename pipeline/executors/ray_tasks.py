@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.executors import shards
-from pipeline.executors.shards import Given, Outcome, Task
+from pipeline.executors import worker
+from pipeline.executors.worker import Given, Outcome, Task
 from pipeline.job import Job
 from pipeline.machine import resolve_device
 from pipeline.stages import WITHOUT_NETWORK
@@ -98,7 +98,7 @@ class RayTasks:
     def __init__(self, job: Job, most: int = 0) -> None:
         self.need = _need(job.config, job.device)
         self.most = most
-        self._given = ray.put(shards.given(job, engine="ray"))
+        self._given = ray.put(worker.given(job, engine="ray"))
         self._on_device = ray.remote(
             num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_calls=0, max_retries=RETRIES
         )(_compute)
@@ -154,11 +154,11 @@ def _compute(given: Given, task: Task) -> Outcome:
     if job is None:
         node = ray.get_runtime_context().get_node_id()
         try:
-            job = shards.begin(replace(given, where=given.where | {"node": node[:12]}))
+            job = worker.begin(replace(given, where=given.where | {"node": node[:12]}))
         except UsageError as error:
             return Outcome(task, error=str(error), fatal=True)
         _jobs[given.fingerprint] = job
-    return shards.perform(job, task)
+    return worker.perform(job, task)
 
 
 def _refuse_another_gpu(assigned: list[Any]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.executors.engine import Engine
-from pipeline.executors.inputs import STALE
-from pipeline.executors.shards import Outcome, Task
+from pipeline.executors.readiness import STALE
+from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job, Shard, Stage
 from pipeline.stages import AFTER
 from store import layout

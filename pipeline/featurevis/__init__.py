@@ -1,13 +1,13 @@
 """Feature visualization after Lucid: objective, parameterization, transforms and optimizer, each its own file."""
 
-from . import kinds, memory, objectives, parameterizations, recipes, transforms
-from .ascent import Ascent, Rendering
-from .kinds import KINDS, Picture
-from .objectives import Objective
-from .recipes import activation_grid, caricature, direction, interpolate
-from .render import render, render_units
-from .renderer import Renderer
-from .settings import Settings
+from pipeline.featurevis import kinds, memory, objectives, parameterizations, recipes, transforms
+from pipeline.featurevis.ascent import Ascent, Rendering
+from pipeline.featurevis.kinds import KINDS, Picture
+from pipeline.featurevis.objectives import Objective
+from pipeline.featurevis.recipes import activation_grid, caricature, direction, interpolate
+from pipeline.featurevis.render import render, render_units
+from pipeline.featurevis.renderer import Renderer
+from pipeline.featurevis.settings import Settings
 
 __all__ = [
     "KINDS", "Ascent", "Objective", "Picture", "Renderer", "Rendering", "Settings", "activation_grid", "caricature",

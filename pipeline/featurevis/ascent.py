@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .objectives import INPUT, Activations, Objective
-from .settings import Settings
-from .subnetwork import Subnetwork
-from .transforms import compose, composed
+from pipeline.featurevis.objectives import INPUT, Activations, Objective
+from pipeline.featurevis.settings import Settings
+from pipeline.featurevis.subnetwork import Subnetwork
+from pipeline.featurevis.transforms import compose, composed
 
 FRESH = 8  # draws of the transforms that a finished picture is judged under
 HALF_SCALE = 4096.0  # of a float16 network's gradients, most of which would be zero

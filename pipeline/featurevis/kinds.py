@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.featurevis import objectives
+from pipeline.featurevis.objectives import Objective
+from pipeline.featurevis.settings import one_of
 from pipeline.graph import Layer
 from pipeline.models import Model
 from store.errors import UsageError
-
-from . import objectives
-from .objectives import Objective
-from .settings import one_of
 
 KINDS = ("channel", "neuron", "diversity", "deepdream")
 DIRECTIONS = {"positive": 1.0, "negative": -1.0}

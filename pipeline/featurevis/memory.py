@@ -7,8 +7,8 @@ import os
 import torch
 from torch import Tensor
 
-from .renderer import Renderer
-from .transforms import sizes
+from pipeline.featurevis.renderer import Renderer
+from pipeline.featurevis.transforms import sizes
 
 SHARE = 0.25  # of what is free: the backward pass, the allocator and other work want the rest
 MOST = 64  # more pictures at once are no faster

@@ -17,19 +17,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.featurevis import objectives
+from pipeline.featurevis.ascent import Rendering
+from pipeline.featurevis.objectives.directions import Vector
+from pipeline.featurevis.objectives.units import parse
+from pipeline.featurevis.render import render
+from pipeline.featurevis.renderer import Renderer
+from pipeline.featurevis.settings import Settings
+from pipeline.featurevis.subnetwork import Subnetwork
+from pipeline.featurevis.transforms import Jitter, RandomRotate, RandomScale
 from pipeline.machine import DTYPES
 from pipeline.models import Model
 from store.errors import UsageError
-
-from . import objectives
-from .ascent import Rendering
-from .objectives.directions import Vector
-from .objectives.units import parse
-from .render import render
-from .renderer import Renderer
-from .settings import Settings
-from .subnetwork import Subnetwork
-from .transforms import Jitter, RandomRotate, RandomScale
 
 Explained = Image.Image | NDArray[Any] | Tensor
 # A caricature stays where its picture is: little movement, no border.

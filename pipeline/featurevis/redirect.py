@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pipeline.graph.bounds import clip_limits
+from pipeline.graph.analysis.bounds import clip_limits
 from pipeline.graph.ops import Op, fused_activation, op_of
 from pipeline.graph.surgery import copied, replace_node
 

@@ -10,16 +10,15 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.featurevis import kinds
+from pipeline.featurevis.ascent import OnStep, Rendering
+from pipeline.featurevis.kinds import DIRECTIONS, Picture
+from pipeline.featurevis.objectives import INPUT, Objective, as_objective
+from pipeline.featurevis.renderer import Renderer
+from pipeline.featurevis.settings import Settings, one_of
 from pipeline.graph import Layer
 from pipeline.models import Model
 from store.errors import UsageError
-
-from . import kinds
-from .ascent import OnStep, Rendering
-from .kinds import DIRECTIONS, Picture
-from .objectives import INPUT, Objective, as_objective
-from .renderer import Renderer
-from .settings import Settings, one_of
 
 
 def render(

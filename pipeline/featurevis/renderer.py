@@ -11,18 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.featurevis import kinds
+from pipeline.featurevis.ascent import Ascent, OnStep, Pixels, Rendering
+from pipeline.featurevis.kinds import Picture
+from pipeline.featurevis.objectives import Objective
+from pipeline.featurevis.settings import Settings
+from pipeline.featurevis.subnetwork import Subnetwork
+from pipeline.featurevis.transforms import sizes
 from pipeline.graph import Layer
 from pipeline.machine import DTYPES
 from pipeline.models import Model
 from store.errors import UsageError
-
-from . import kinds
-from .ascent import Ascent, OnStep, Pixels, Rendering
-from .kinds import Picture
-from .objectives import Objective
-from .settings import Settings
-from .subnetwork import Subnetwork
-from .transforms import sizes
 
 
 class Renderer:

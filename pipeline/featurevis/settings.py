@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.featurevis.parameterizations import COLORS, PARAMETERIZATIONS, Parameterization
+from pipeline.featurevis.transforms import NAMED, CollapseAlpha, Size, Transform, default_of
 from pipeline.machine import DTYPES
 from store.errors import UsageError
-
-from .parameterizations import COLORS, PARAMETERIZATIONS, Parameterization
-from .transforms import NAMED, CollapseAlpha, Size, Transform, default_of
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, fused=True),

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import graph_module
 
+from pipeline.featurevis.redirect import redirected
+from pipeline.featurevis.transforms import Size
 from pipeline.graph import Layer, arranged, fold_norms, truncated
 from pipeline.models import Model
-
-from .redirect import redirected
-from .transforms import Size
 
 
 class Subnetwork:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .parameterizations.fourier import decayed
-from .parameterizations.parameterization import COLOR
-from .resampling import sampled
+from pipeline.featurevis.parameterizations.fourier import decayed
+from pipeline.featurevis.parameterizations.parameterization import COLOR
+from pipeline.featurevis.resampling import sampled
 
 Size = tuple[int, int]  # height, width
 

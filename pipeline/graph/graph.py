@@ -9,7 +9,8 @@ from math import inf, prod
 
 from torch import fx, nn
 
-from pipeline.graph import axes, blocks, bounds, cost, ops, receptive, shapes
+from pipeline.graph import default_layers, ops
+from pipeline.graph.analysis import axes, bounds, cost, receptive, shapes
 from pipeline.graph.layer import Layer, Layout
 from pipeline.graph.trace import trace
 from store.errors import UsageError
@@ -36,8 +37,8 @@ class Graph:
         if choose == "all":
             picked = list(self._all)
         elif choose == "blocks":
-            view = blocks.View(self._nodes, self._ops, self._shapes, self._axes, self._depends)
-            names = {node.name for node in blocks.choose(view, self.logits)}
+            view = default_layers.View(self._nodes, self._ops, self._shapes, self._axes, self._depends)
+            names = {node.name for node in default_layers.choose(view, self.logits)}
             picked = [layer for layer in self._all if layer.node in names and not layer.layout.only_prefix]
         else:
             wanted = self._matching([choose] if isinstance(choose, str) else choose)

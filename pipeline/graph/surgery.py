@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.graph.bounds import clip_limits
+from pipeline.graph.analysis.bounds import clip_limits
 from pipeline.graph.layer import Layer
 from pipeline.graph.ops import fused_activation, op_of
 from store.errors import UsageError

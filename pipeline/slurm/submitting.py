@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pipeline import driver
 from pipeline.job import Job
-from pipeline.slurm import chain
+from pipeline.slurm import chain, queue
 from pipeline.slurm.chain import Step
-from store import layout, publish, queue
+from store import layout, publish
 from store.errors import UsageError
 from store.logs import Log
 

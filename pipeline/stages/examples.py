@@ -21,8 +21,8 @@ from pipeline.data.loading import Batch
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
 from pipeline.machine import in_order
-from pipeline.measuring import folded_network
-from pipeline.timing import timed, waits
+from pipeline.runtime.timing import timed, waits
+from pipeline.scan.measurer import folded_network
 from store import hdf5, layout, parquet
 from store.hdf5 import Array
 from store.publish import Record

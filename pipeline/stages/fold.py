@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import config as configs
+from pipeline.graph.analysis.boxes import boxes
 from pipeline.job import Job, Shard, Stage
-from pipeline.receptive import boxes
+from pipeline.runtime.timing import phase
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
 from pipeline.stages.partials import ScanPartials
 from pipeline.statistics import components
 from pipeline.statistics.components import Components
-from pipeline.timing import phase
 from store import codes, hdf5, layout, parquet, schema
 from store.errors import UsageError
 from store.hdf5 import Array

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.graph import Layer
 from pipeline.job import Job
-from pipeline.measuring import positions
+from pipeline.scan.measurer import positions
 from pipeline.stages.partials import ScanPartials
-from pipeline.stages.sizing import channels_together
+from pipeline.stages.work_sizes import channels_together
 from pipeline.statistics import coding, components, correlation, moments, ranking
 from pipeline.statistics.components import Components
 from store import codes, sketch

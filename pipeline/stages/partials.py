@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.job import Job
+from pipeline.runtime.timing import timed
 from pipeline.stages.scan import signed_units
 from pipeline.statistics import moments
 from pipeline.statistics.moments import Pair
-from pipeline.timing import timed
 from store import hdf5, layout
 
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.loading import Batch
 from pipeline.job import Job, Shard, Stage
-from pipeline.measuring import Units
-from pipeline.reduce.measured import Measured
-from pipeline.stages.sizing import channels_together
+from pipeline.scan.batch_statistics import Measured
+from pipeline.scan.measurer import Units
+from pipeline.stages.work_sizes import channels_together
 from pipeline.statistics import moments
 from store import hdf5, layout
 from store.hdf5 import Array

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pipeline.featurevis import Picture, Renderer, Settings, kinds
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
-from pipeline.stages.sizing import shard_sizes
-from pipeline.stages.trust import Judge
-from pipeline.timing import phase
+from pipeline.runtime.timing import phase
+from pipeline.stages.visualization_metrics import Judge
+from pipeline.stages.work_sizes import shard_sizes
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record

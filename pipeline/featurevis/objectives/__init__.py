@@ -1,10 +1,16 @@
 """Objectives: what a picture is optimized for. Add, subtract and scale them: `channel("a", 3) - 1e-3 * L1()`."""
 
-from .batches import alignment, diversity
-from .directions import direction, direction_cossim, direction_neuron, dot_compare, tensor_direction
-from .notation import as_objective
-from .objective import INPUT, Activations, Objective
-from .penalties import (
+from pipeline.featurevis.objectives.batches import alignment, diversity
+from pipeline.featurevis.objectives.directions import (
+    direction,
+    direction_cossim,
+    direction_neuron,
+    dot_compare,
+    tensor_direction,
+)
+from pipeline.featurevis.objectives.notation import as_objective
+from pipeline.featurevis.objectives.objective import INPUT, Activations, Objective
+from pipeline.featurevis.objectives.penalties import (
     L1,
     L2,
     blur_alpha_each_step,
@@ -13,7 +19,15 @@ from .penalties import (
     penalize_boundary_complexity,
     total_variation,
 )
-from .units import Channels, channel, channel_interpolate, class_logit, deepdream, neuron, parse
+from pipeline.featurevis.objectives.units import (
+    Channels,
+    channel,
+    channel_interpolate,
+    class_logit,
+    deepdream,
+    neuron,
+    parse,
+)
 
 __all__ = [
     "INPUT", "L1", "L2", "Activations", "Channels", "Objective", "alignment", "as_objective", "blur_alpha_each_step",

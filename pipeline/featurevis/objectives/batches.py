@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.featurevis.objectives.objective import Activations, Objective, called
 from store.errors import UsageError
-
-from .objective import Activations, Objective, called
 
 REACH = 4  # neighbours this far apart are drawn together
 

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.featurevis.objectives.objective import Activations, Objective, called, per_picture
+from pipeline.featurevis.objectives.units import at
 from store.errors import UsageError
-
-from .objective import Activations, Objective, called, per_picture
-from .units import at
 
 Vector = Tensor | NDArray[np.floating] | Sequence[float]  # [C], or one a picture, [n, C]
 LEAST_COSINE = 0.1  # below it the power would let no gradient through: Lucid's floor

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.featurevis.objectives import batches, directions, penalties, units
+from pipeline.featurevis.objectives.objective import Objective
 from store.errors import UsageError
-
-from . import batches, directions, penalties, units
-from .objective import Objective
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<unit>[\w.@]+\s*:\s*\d+)|(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?(?![\w.@/]))"

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.featurevis.objectives.objective import INPUT, Activations, Objective, called, per_picture
 from store.errors import UsageError
-
-from .objective import INPUT, Activations, Objective, called, per_picture
 
 
 def total_variation(layer: str = INPUT) -> Objective:

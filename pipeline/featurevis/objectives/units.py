@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pipeline.featurevis.objectives.objective import Activations, Objective, called, per_picture
 from store.errors import UsageError
-
-from .objective import Activations, Objective, called, per_picture
 
 Channels = int | Sequence[int]  # one for every picture, or one a picture
 Reduce = Callable[[Tensor], Tensor]  # of maps [n, H, W] one number each

@@ -1,10 +1,10 @@
 """Parameterizations: how a picture is described to the optimizer, which decides what it finds."""
 
-from .cppn import CPPN
-from .fourier import FFT, Maco, spectrum
-from .parameterization import COLORS, Parameterization
-from .pixel import Pixel
-from .pyramid import LaplacianPyramid, Shared
+from pipeline.featurevis.parameterizations.cppn import CPPN
+from pipeline.featurevis.parameterizations.fourier import FFT, Maco, spectrum
+from pipeline.featurevis.parameterizations.parameterization import COLORS, Parameterization
+from pipeline.featurevis.parameterizations.pixel import Pixel
+from pipeline.featurevis.parameterizations.pyramid import LaplacianPyramid, Shared
 
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "fft": FFT, "pixel": Pixel, "laplacian_pyramid": LaplacianPyramid, "shared": Shared, "cppn": CPPN, "maco": Maco,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .parameterization import COLOR, Parameterization, by_picture, normal
+from pipeline.featurevis.parameterizations.parameterization import COLOR, Parameterization, by_picture, normal
 
 
 def frequencies(height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .parameterization import Parameterization, normal
+from pipeline.featurevis.parameterizations.parameterization import Parameterization, normal
 
 
 class Pixel(Parameterization):

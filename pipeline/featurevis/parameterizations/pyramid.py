@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fourier import FFT
-from .parameterization import Parameterization, normal
+from pipeline.featurevis.parameterizations.fourier import FFT
+from pipeline.featurevis.parameterizations.parameterization import Parameterization, normal
 
 LEVELS = 4
 # (pictures, divisor of the sides) of the shared layers of Lucid's aligned interpolation: one for the group, or two

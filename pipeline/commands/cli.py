@@ -1,0 +1,200 @@
+"""Commands that compute: run, plan, layers, repair. (`render` is in `pipeline.commands.render`.)"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.job import Job
+
+STAGE_NAMES = ("index", "calibrate", "scan", "fold", "examples", "visualize")
+
+
+def _store_of(config: str, store: str | None) -> Path:
+    return Path(store) if store else Path("stores") / Path(config).stem
+
+
+def _job(config: str, store: str | None, workers: int | None = None, device: str = "") -> Job:
+    settings = _settings(config, workers)  # before torch is imported: a misspelt key is said at once
+    from pipeline.job import Job
+
+    return Job(settings, _store_of(config, store), device=device)
+
+
+def _settings(config: str, workers: int | None = None) -> Config:
+    from dataclasses import replace
+
+    from pipeline.config import read_config
+
+    settings = read_config(Path(config))
+    return replace(settings, compute=replace(settings.compute, workers=workers)) if workers else settings
+
+
+def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not found or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"{value!r}: expected I/N with I from 0 to N - 1, e.g. 0/4")
+    return int(found[1]), int(found[2])
+
+
+@click.command()
+@click.argument("config")
+@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
+@click.option(
+    "--stage", "stages", multiple=True, type=click.Choice(STAGE_NAMES), help="Only this stage; may be repeated."
+)
+@click.option("--shard", metavar="I/N", callback=_parse_shard, help="Only the shards s of one stage with s mod N = I.")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes, one a GPU; with ray: tasks at "
+              "a time.  [default: from the config; with ray: what the cluster holds]")  # fmt: skip
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else Ray is "
+              "started here]")  # fmt: skip
+@click.option("--patience", type=click.FloatRange(1), default=900.0, show_default=True, metavar="SECONDS",
+              help="Without a finished shard for so long, what is missing is sent again.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What the run computes on, said where a machine "
+              "that only indexes or folds has no GPU.  [default: from the config]")  # fmt: skip
+def run(
+    config: str, store: str | None, stages: tuple[str, ...], shard: tuple[int, int] | None, executor: str,
+    workers: int | None, address: str | None, patience: float, device: str | None,
+) -> None:  # fmt: skip
+    """Run a config's stages into a store. Run it again after any interruption: what is done is not done twice.
+
+    \b
+    Examples:
+      unitscope run configs/demo.toml
+      unitscope run configs/demo.toml --stage scan --shard 3/16      (one of 16 that share the scan out)
+      unitscope run configs/demo.toml --workers 4                    (four processes, one a GPU)
+      unitscope run configs/demo.toml --executor ray --address auto  (tasks of a running Ray cluster)
+    """
+    if address and executor != "ray":
+        raise UsageError("--address is a Ray cluster's: add --executor ray")
+    if device and executor == "ray":
+        raise UsageError("--device is not for --executor ray: set [compute] device in the config")
+    if shard and len(stages) != 1:
+        raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
+    ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
+    if executor == "ray":
+        _run_on_ray(_settings(config), _store_of(config, store), ordered, shard, workers or 0, address, patience)
+        return
+    job = _job(config, store, workers, device or "")
+    from pipeline import driver
+
+    driver.run(job, ordered, driver.Slice(*shard) if shard else driver.WHOLE, patience=patience)
+
+
+def _run_on_ray(
+    settings: Config, root: Path, stages: tuple[str, ...], shard: tuple[int, int] | None, most: int,
+    address: str | None, patience: float,
+) -> None:  # fmt: skip
+    from pipeline import driver
+    from pipeline.executors import ray_tasks
+
+    job = ray_tasks.connect(settings, root, address)
+    part = driver.Slice(*shard) if shard else driver.WHOLE
+    driver.run(job, stages, part, lambda: ray_tasks.RayTasks(job, most), patience)
+
+
+@click.command()
+@click.argument("config")
+@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
+def plan(config: str, store: str | None) -> None:
+    """What a run would do: stages and shards, what is done, estimated bytes and, from a short measurement, hours.
+
+    \b
+    Example:
+      unitscope plan configs/demo.toml
+    """
+    job = _job(config, store)
+    from pipeline.commands.plan import make_plan
+
+    click.echo(make_plan(job))
+
+
+@click.command()
+@click.argument("model")
+@click.option("--all", "every", is_flag=True, help="Every node with a channel axis, not only the default layers.")
+def layers(model: str, every: bool) -> None:
+    """Layers and units of MODEL (torchvision:NAME, timm:NAME, python:MODULE:FACTORY), without weights or data.
+
+    \b
+    Example:
+      unitscope layers torchvision:resnet50
+    """
+    from pipeline.models import open_model
+
+    opened = open_model(model, "random:0")
+    chosen = opened.graph.layers("all" if every else "blocks")
+    name = max(len(layer.name) for layer in chosen)
+    click.echo(
+        f"{'':>4} {'layer':{name}}  {'op':12} {'channels':>8} {'map':>9}  {'signed':6} {'clip':>4}  receptive field"
+    )
+    for layer in chosen:
+        field = "whole input" if layer.rf_global else f"{layer.rf_size} px every {layer.rf_stride}"
+        clip = "" if layer.upper_bound is None else f"{layer.upper_bound:g}"
+        size = f"{layer.height}x{layer.width}"
+        click.echo(
+            f"{layer.index:4} {layer.name:{name}}  {layer.op:12} {layer.channels:8} {size:>9}  "
+            f"{'yes' if layer.signed else '':6} {clip:>4}  {field}{' (gated)' if layer.rf_gated else ''}"
+        )
+    click.echo(f"{len(chosen)} layers, {sum(layer.channels for layer in chosen):,} units")
+
+
+@click.command()
+@click.argument("store")
+@click.option("--allow-model-code", is_flag=True, help="Let a python: model named by the store be imported.")
+def repair(store: str, allow_model_code: bool) -> None:
+    """Run again exactly the shards of STORE whose files are damaged or missing, as `verify` finds them.
+
+    \b
+    Example:
+      unitscope repair stores/demo
+    """
+    from pipeline.commands.repair import repair_store
+
+    click.echo(repair_store(Path(store), allow_model_code))
+
+
+@click.command()
+@click.argument("config")
+@click.option("--to", "folder", required=True, metavar="DIR", help="Where the shards go: a new folder.")
+@click.option(
+    "--format", "kind", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True,
+    help="raw: pixels that need no decoding, for some eight times the bytes.",
+)  # fmt: skip
+@click.option("--size", default=256, show_default=True, type=click.IntRange(16), help="Pixels of the short side.")
+@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of JPEG.")
+@click.option("--shard-size", default=1000, show_default=True, type=click.IntRange(1), help="Pictures a tar file.")
+def pack(config: str, folder: str, kind: str, size: int, quality: int, shard_size: int) -> None:
+    """Decode and resize the pictures of CONFIG once, into tar shards that many models then scan faster.
+
+    Classes and paths go along. Scan the shards with [dataset] source = "webdataset:DIR/*.tar". Run it again after an
+    interruption: finished shards are kept.
+
+    \b
+    Example:
+      unitscope pack configs/imagenet-sample.toml --to packed --size 256
+    """
+    from pipeline.config import read_config
+
+    settings = read_config(Path(config))
+    from pipeline.commands.pack import Packing, pack
+
+    found = pack(settings, Path(folder), Packing(kind, size, quality, shard_size))
+    for path, reason in found.bad:
+        click.echo(f"left out {path}: {reason}", err=True)
+    click.echo(
+        f"{folder}: {found.pictures} pictures in {found.shards} shard(s), {found.bytes / 1e6:.1f} MB; "
+        f'scan them with [dataset] source = "webdataset:{folder}/*.tar"'
+    )
+
+
+COMMANDS = {"run": run, "plan": plan, "pack": pack, "layers": layers, "repair": repair}

@@ -1,0 +1,253 @@
+"""Receptive fields by tracing: which input pixels a position of each node's map can depend on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from torch import fx
+
+from pipeline.graph.analysis.axes import Axes
+from pipeline.graph.ops import MATMULS, Op, argument, parameters_of
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Along one axis, position p covers [offset + p * stride, offset + p * stride + size - 1]."""
+
+    size: int
+    stride: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """Both axes, height first; `spans` is None where a position can depend on the whole picture.
+
+    `gated`: scaled by something that looks further (a squeeze-excite gate, the statistics of a group norm)."""
+
+    spans: tuple[Span, Span] | None
+    gated: bool = False
+
+    def square(self) -> Span | None:
+        """One span that covers both axes: between a 1x7 and a 7x1 convolution they differ."""
+        if self.spans is None or self.spans[0].stride != self.spans[1].stride:
+            return None
+        return _union(self.spans)
+
+
+@dataclass(frozen=True)
+class _Window:
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+def fields(
+    module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes, axes: Mapping[fx.Node, Axes]
+) -> dict[fx.Node, Field]:
+    found: dict[fx.Node, Field] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            found[node] = Field((Span(1, 1, 0), Span(1, 1, 0)))
+        elif node in axes:  # neither sizes nor what is computed from weights alone
+            sources = [source for source in node.all_input_nodes if source in found]
+            if sources:
+                found[node] = _step(node, ops[node], sources, found, shapes, axes)
+    return found
+
+
+def _step(
+    node: fx.Node,
+    op: Op,
+    sources: Sequence[fx.Node],
+    found: Mapping[fx.Node, Field],
+    shapes: Shapes,
+    axes: Mapping[fx.Node, Axes],
+) -> Field:
+    source = sources[0]
+    gated = any(found[s].gated for s in sources) or op.kind in ("groupnorm", "instancenorm")
+    lost = Field(None, gated)
+    if op.kind in MATMULS or op.kind in ("einsum", "multiheadattention", "roll", "softmax"):
+        return lost
+    if node not in shapes or source not in shapes:
+        return replace(found[source], gated=gated) if op.kind in ("chunk", "split", "getitem", "unbind") else lost
+    spans = found[source].spans
+    if op.kind in ("conv", "maxpool", "avgpool", "convtranspose", "interpolate", "adaptiveavgpool", "adaptivemaxpool"):
+        if spans is None or len(shapes[node]) != 4 or len(shapes[source]) != 4:
+            return lost
+        moved = [_slide(node, op, spans[i], i, shapes[source][2 + i], shapes[node][2 + i]) for i in (0, 1)]
+        return Field((moved[0], moved[1]), gated) if moved[0] and moved[1] else lost
+    if op.kind == "pad":
+        return Field(_padded(node, op, spans), gated) if spans is not None else lost
+    if op.kind == "linear" and axes[source].roles[-1] in "hwt":
+        return lost
+    return _merge(node, op, sources, found, shapes, axes, gated)
+
+
+def _merge(
+    node: fx.Node,
+    op: Op,
+    sources: Iterable[fx.Node],
+    found: Mapping[fx.Node, Field],
+    shapes: Shapes,
+    axes: Mapping[fx.Node, Axes],
+    gated: bool,
+) -> Field:
+    """The union over inputs on the same grid; a single factor for the whole map is a gate."""
+    spans: tuple[Span, Span] | None = None
+    places = _places(node, shapes, axes)
+    for source in sources:
+        if source not in shapes:
+            return Field(None, gated)
+        same = shapes[source] == shapes[node] or (places is not None and _places(source, shapes, axes) == places)
+        if not same and op.kind == "mul" and prod(shapes[source]) < prod(shapes[node]):
+            gated = True
+            continue
+        theirs = found[source].spans
+        if not same or theirs is None or _opaque(node, op):
+            return Field(None, gated)
+        pairs = [theirs] if spans is None else [spans, theirs]
+        if any(pair[i].stride != theirs[i].stride for pair in pairs for i in (0, 1)):
+            return Field(None, gated)
+        spans = _union([pair[0] for pair in pairs]), _union([pair[1] for pair in pairs])
+    return Field(spans, gated)
+
+
+def _opaque(node: fx.Node, op: Op) -> bool:
+    """A module or function with weights of its own that is no layer we know may mix positions."""
+    if op.norm or op.activation or op.kind in ("linear", "add", "mul", "sub", "div", "cat"):
+        return False
+    return any(True for _ in parameters_of(node, node.graph.owning_module)) if node.graph.owning_module else True
+
+
+def _places(node: fx.Node, shapes: Shapes, axes: Mapping[fx.Node, Axes]) -> tuple[int, ...] | None:
+    """The sizes of the map's axes; () where there are none or they are 1, None where they are not known."""
+    found, shape = axes.get(node), shapes[node]
+    if found is None:
+        return None
+    sizes = tuple(size for role, size in zip(found.roles, shape, strict=True) if role in "hw")
+    if len(sizes) < 2 and "t" in found.roles and found.grid is not None:
+        sizes = found.grid
+    if len(sizes) == 2:
+        return sizes if prod(sizes) > 1 else ()
+    return () if len(shape) == 2 and found.roles == "nc" else None
+
+
+def _union(spans: Sequence[Span]) -> Span:
+    low = min(span.offset for span in spans)
+    return Span(max(span.offset + span.size for span in spans) - low, spans[0].stride, low)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _slide(node: fx.Node, op: Op, span: Span, axis: int, before: int, after: int) -> Span | None:
+    if op.kind in ("adaptiveavgpool", "adaptivemaxpool"):
+        if before % after or after == 1:
+            return span if before == after else None
+        return _moved(span, _Window(before // after, before // after, 0, 1))
+    if op.kind == "interpolate":
+        mode = getattr(op.module, "mode", argument(node, 3, "mode", "nearest"))
+        return _enlarged(span, before, after, mode)
+    window = _window(node, op, axis, before, after)
+    if window is None or op.kind == "convtranspose":
+        return None if window is None else _transposed(span, window)
+    return _moved(span, window)
+
+
+def _moved(span: Span, window: _Window) -> Span:
+    reach = (window.kernel - 1) * window.dilation
+    return Span(
+        span.size + reach * span.stride, span.stride * window.stride, span.offset - window.padding * span.stride
+    )
+
+
+def _window(node: fx.Node, op: Op, axis: int, before: int, after: int) -> _Window | None:
+    settings = _settings_of_call(node, op) if op.module is None else _settings_of_module(op.module)
+    if settings is None or any(isinstance(value, fx.Node) for value in settings):
+        return None
+    kernel, stride, padding, dilation = settings
+    k, d = _pair(kernel)[axis], _pair(dilation)[axis]
+    s = _pair(kernel if stride is None or stride == [] else stride)[axis]
+    if padding == "same":
+        return _Window(k, s, max((after - 1) * s + (k - 1) * d + 1 - before, 0) // 2, d)
+    return _Window(k, s, 0 if padding == "valid" else _pair(padding)[axis], d)
+
+
+def _settings_of_module(module: Any) -> tuple[Any, Any, Any, Any]:
+    """Kernel size, stride, padding, dilation."""
+    # timm's "same" layers pad by the picture's size, the extra pixel last
+    padding = "same" if "same" in type(module).__name__.lower() else module.padding
+    return module.kernel_size, module.stride, padding, getattr(module, "dilation", 1)
+
+
+def _settings_of_call(node: fx.Node, op: Op) -> tuple[Any, Any, Any, Any] | None:
+    if op.kind == "conv":
+        kernel = _kernel_of(node)
+        rest = argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1)
+        return None if kernel is None else (kernel, *rest)
+    if op.kind in ("maxpool", "avgpool"):
+        kernel, stride, padding = (
+            argument(node, 1, "kernel_size"),
+            argument(node, 2, "stride"),
+            argument(node, 3, "padding", 0),
+        )
+        return kernel, stride, padding, argument(node, 4, "dilation", 1) if op.kind == "maxpool" else 1
+    return None
+
+
+def _kernel_of(node: fx.Node) -> tuple[int, int] | None:
+    weight = argument(node, 1, "weight")
+    owner = node.graph.owning_module
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or owner is None:
+        return None
+    value = next((p for p in parameters_of(node, owner) if p.dim() == 4), None)
+    return (int(value.shape[2]), int(value.shape[3])) if value is not None else None
+
+
+def _padded(node: fx.Node, op: Op, spans: tuple[Span, Span]) -> tuple[Span, Span] | None:
+    given = getattr(op.module, "padding", None) if op.module is not None else argument(node, 1, "pad")
+    if not isinstance(given, (tuple, list)) or len(given) != 4 or any(isinstance(v, fx.Node) for v in given):
+        return None
+    left, top = int(given[0]), int(given[2])
+    height, width = spans
+    return (
+        replace(height, offset=height.offset - top * height.stride),
+        replace(width, offset=width.offset - left * width.stride),
+    )
+
+
+def _enlarged(span: Span, before: int, after: int, mode: str) -> Span | None:
+    """Upsampling by a whole factor f: output p reads inputs about (p + 0.5) / f - 0.5."""
+    factor = after // before
+    if before * factor != after or span.stride % factor or mode not in ("nearest", "nearest-exact", "bilinear"):
+        return None
+    if mode.startswith("nearest"):
+        return _resampled(span, factor, [(p // factor, p // factor) for p in range(factor)])
+    reads = [(2 * p + 1 - factor) / (2 * factor) for p in range(factor)]
+    return _resampled(span, factor, [(int(q // 1), int(-(-q // 1))) for q in reads])
+
+
+def _transposed(span: Span, window: _Window) -> Span | None:
+    """A transposed convolution: output p reads the inputs q with p = q * stride - padding + j * dilation."""
+    if span.stride % window.stride:
+        return None
+    reach = (window.kernel - 1) * window.dilation
+    reads = [
+        (-(-(p + window.padding - reach) // window.stride), (p + window.padding) // window.stride)
+        for p in range(window.stride)
+    ]
+    return _resampled(span, window.stride, reads)
+
+
+def _resampled(span: Span, factor: int, reads: Sequence[tuple[int, int]]) -> Span:
+    """The smallest span of stride / factor that covers what each of the first `factor` outputs reads."""
+    stride = span.stride // factor
+    low = min(first * span.stride - p * stride for p, (first, _) in enumerate(reads))
+    high = max(last * span.stride + span.size - p * stride for p, (_, last) in enumerate(reads))
+    return Span(high - low, stride, span.offset + low)

@@ -1,0 +1,147 @@
+"""Networks arranged for a CPU: the same results in fewer passes over their tensors.
+
+A convolution takes its padding and its clip along (`convolutions.py`), and a residual sum its ReLU.
+
+Both may make 0 of NaN, which torch's clips hand on and the scan refuses: a clip is fused only where none can come in.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pipeline.graph.analysis.bounds import clip_limits
+from pipeline.graph.batchnorm_folding import is_plain
+from pipeline.graph.cpu.convolution import Convolution, Limits
+from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, op_of
+from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
+
+_SUMS = (operator.add, torch.add)
+aten = torch.ops.aten
+# What makes finite numbers of finite ones, short of overflow, given finite parameters. Division and logarithms do not.
+_FINITE = (
+    ACTIVATIONS
+    | NORMS
+    | TRANSPARENT
+    | frozenset(
+        {"conv", "convtranspose", "linear", "add", "sub", "mul", "cat", "mean", "pad", "interpolate", "softmax"}
+    )
+    | frozenset({"maxpool", "avgpool", "adaptivemaxpool", "adaptiveavgpool", "getitem", "chunk", "split"})
+)
+
+
+class RectifiedSum(nn.Module):
+    """max(a + b, 0) in one pass; in the memory of `a` where that is said."""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        fits = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b))
+        if not fits or not torch.is_inference_mode_enabled():
+            return F.relu(a + b)
+        add = aten._add_relu_ if self.in_place and a.shape == b.shape else aten._add_relu
+        y: Tensor = add(a, b)
+        return y
+
+
+def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
+    """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution, a ReLU the
+    sum, whose only user it is, under the clip's node name, unless `keep` names the other."""
+    fresh = copied(module)
+    finite = _finite(fresh) if clips and torch.backends.mkldnn.is_available() else set()
+    for node in list(fresh.graph.nodes):
+        conv = op_of(node, fresh).module
+        if not isinstance(conv, nn.Conv2d) or not _is_arrangeable(conv) or len(node.args) != 1 or node.kwargs:
+            continue
+        (user,) = node.users if len(node.users) == 1 and node.name not in keep else (node,)
+        limits = _limits(user, fresh) if user is not node and node.name in finite else None
+        one = Convolution(conv, limits)
+        if not clips and not one.is_arranged:
+            continue
+        last = node if limits is None else user
+        name = attach(fresh, f"{last.name}_arranged", one)
+        with fresh.graph.inserting_before(last):
+            replacement = fresh.graph.call_module(name, node.args)
+        replace_node(last, replacement)
+        if last is not node:
+            fresh.graph.erase_node(node)
+    for node in list(fresh.graph.nodes) if clips else ():
+        if node.target in _SUMS and node.name not in keep and node.name in finite:
+            _rectify(node, fresh, keep)
+    fresh.delete_all_unused_submodules()
+    fresh.recompile()
+    return fresh
+
+
+def _rectify(node: fx.Node, module: fx.GraphModule, keep: Collection[str]) -> None:
+    """Give a sum of two tensors the ReLU that follows it, if one does and nothing else needs the sum."""
+    relu = node.next
+    if len(node.all_input_nodes) != 2 or len(node.args) != 2 or node.kwargs or list(node.users) != [relu]:
+        return
+    if _limits(relu, module) != (0, None):
+        return
+    first = node.all_input_nodes[0]
+    spent = list(first.users) == [node] and first.name not in keep
+    own = isinstance(op_of(first, module).module, (Convolution, nn.Conv2d))  # no view of what is needed elsewhere
+    name = attach(module, f"{relu.name}_arranged", RectifiedSum(spent and own))
+    with module.graph.inserting_before(node):
+        replacement = module.graph.call_module(name, node.args)
+    replace_node(relu, replacement)
+    module.graph.erase_node(node)
+
+
+def _finite(module: fx.GraphModule) -> set[str]:
+    """Nodes whose values are finite whatever the picture, by what they are made of."""
+    found: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute(module, str(node.target))
+            good = isinstance(value, Tensor) and _all_finite(value)
+        else:
+            op = op_of(node, module)
+            good = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(node, op))
+        if good and all(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def _has_finite_parameters(node: fx.Node, op: Op) -> bool:
+    numbers: list[float] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda x: numbers.append(x) if isinstance(x, float) else None)
+    if not all(math.isfinite(x) for x in numbers):
+        return False
+    if op.module is None:
+        return not op.norm  # of a function's epsilon nothing is known
+    tensors = (*op.module.parameters(), *op.module.buffers())
+    return all(_all_finite(x) for x in tensors) and (not op.norm or _divides_by_something(op.module))
+
+
+def _divides_by_something(norm: nn.Module) -> bool:
+    """Whether what a norm divides by is above zero, whatever the picture."""
+    epsilon, variance = getattr(norm, "eps", None), getattr(norm, "running_var", None)
+    least = 0.0 if variance is None else float(variance.min())
+    return isinstance(epsilon, float) and epsilon + min(least, 0.0) > 0
+
+
+def _all_finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
+
+
+def _limits(node: fx.Node, module: fx.GraphModule) -> Limits | None:
+    op = op_of(node, module)
+    if op.norm or len(node.all_input_nodes) != 1 or (op.module is not None and is_hooked(op.module)):
+        return None
+    limits = clip_limits(node, op, op.module) if op.kind in ("relu", "relu6", "hardtanh") else None
+    return limits if limits and all(x is None or isinstance(x, (int, float)) for x in limits) else None
+
+
+def _is_arrangeable(conv: nn.Conv2d) -> bool:
+    """Whether it is plain, and zeros, as many as a number says, lie outside."""
+    return is_plain(conv) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

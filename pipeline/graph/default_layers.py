@@ -1,0 +1,115 @@
+"""The default layers, "blocks": what a person who looks at a network would want to see of it (DESIGN section 1)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch import fx, nn
+
+from pipeline.graph.analysis.axes import Axes
+from pipeline.graph.ops import TRANSPARENT, Op, argument
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+# A convolution is the end of a block where something else than these takes its output.
+_TAKES_PART = frozenset({"add", "mul", "cat"})
+
+
+@dataclass(frozen=True)
+class View:
+    """What the rule looks at. `depends`: 2 where a node depends on the picture through a weight."""
+
+    nodes: tuple[fx.Node, ...]
+    ops: Mapping[fx.Node, Op]
+    shapes: Shapes
+    axes: Mapping[fx.Node, Axes]
+    depends: Mapping[fx.Node, int]
+
+
+def choose(view: View, logits: str | None) -> set[fx.Node]:
+    """The nodes of "blocks"."""
+    gates = _gates(view)
+    chosen: set[fx.Node] = set()
+    ends: set[fx.Node] = set()
+    for node in view.nodes:
+        if view.depends.get(node, 0) < 2 or node in gates or node not in view.shapes:
+            continue
+        op = view.ops[node]
+        users = list(_consumers(node, view))
+        if op.activation:
+            chosen.add(node)
+        elif op.kind == "cat" and _along_channels(node, view):
+            if not all(view.ops[user].norm for user in users):
+                chosen.add(node)
+        elif op.kind == "add" and _residual(node, view):
+            if not all(view.ops[user].activation and not view.ops[user].norm for user in users):
+                chosen.add(node)
+        elif op.kind == "conv" and not _depthwise(op.module):
+            normed = [user for user in users if user in view.ops and _plain_norm(view.ops[user])]
+            ends.update(end for end in (node, *normed) if _is_end(end, view))
+    chosen = {node for node in chosen if not _only_catenated(node, view)} | ends
+    return chosen | {node for node in view.nodes if node.name == logits}
+
+
+def _consumers(node: fx.Node, view: View) -> Iterator[fx.Node]:
+    """What works on a node's output, looked for through whatever hands values on (dropout, permute, reshape)."""
+    for user in node.users:
+        if user.op == "output":
+            yield user
+        elif view.ops[user].kind in TRANSPARENT and user in view.shapes:
+            yield from _consumers(user, view)
+        elif user in view.shapes or view.depends.get(user, 0):
+            yield user
+
+
+def _is_part(user: fx.Node, view: View) -> bool:
+    op = view.ops[user]
+    if op.kind == "cat":
+        return _along_channels(user, view)
+    return op.activation or op.norm or op.kind in _TAKES_PART
+
+
+def _is_end(node: fx.Node, view: View) -> bool:
+    """Whether a convolution, or the norm on it, is worked on by something that is no part of the same block."""
+    return any(not _is_part(user, view) for user in _consumers(node, view))
+
+
+def _plain_norm(op: Op) -> bool:
+    return op.norm and not op.activation
+
+
+def _along_channels(node: fx.Node, view: View) -> bool:
+    found, dim = view.axes.get(node), argument(node, 1, "dim", 0)
+    return found is not None and isinstance(dim, int) and found.roles[dim] == "c"
+
+
+def _residual(node: fx.Node, view: View) -> bool:
+    inputs = [source for source in node.all_input_nodes if view.depends.get(source, 0)]
+    return len(inputs) == 2 and all(view.shapes.get(source) == view.shapes[node] for source in inputs)
+
+
+def _depthwise(module: nn.Module | None) -> bool:
+    groups, width = getattr(module, "groups", 1), getattr(module, "in_channels", 0)
+    return bool(groups > 1 and groups == width)
+
+
+def _only_catenated(node: fx.Node, view: View) -> bool:
+    """The catenation has the same units."""
+    users = list(_consumers(node, view))
+    return bool(users) and all(user in view.ops and view.ops[user].kind == "cat" for user in users)
+
+
+def _gates(view: View) -> set[fx.Node]:
+    """The smaller operand of a broadcasting product, and what only serves to compute it."""
+    gates: set[fx.Node] = set()
+    products: dict[fx.Node, fx.Node] = {}
+    for node in view.nodes:
+        if view.ops[node].kind == "mul" and node in view.shapes:
+            for source in node.all_input_nodes:
+                if source in view.shapes and prod(view.shapes[source]) < prod(view.shapes[node]):
+                    gates.add(source)
+                    products[source] = node
+    for node in reversed(view.nodes):
+        feeds_product = any(view.ops[user].kind == "mul" and user in products.values() for user in node.users)
+        if node not in gates and node.users and not feeds_product and all(user in gates for user in node.users):
+            gates.add(node)
+    return gates

@@ -1,1 +1,0 @@
-"""Reducers: one activation in, every per-image statistic of its units out."""

@@ -1,0 +1,70 @@
+"""What was submitted to Slurm for a store, and what of it is still queued: squeue alone, no accounting."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from store import logs
+from store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job of a chain; `done` counts the shards that were committed when its chain was submitted."""
+
+    chain: int
+    run: str
+    step: str
+    job: str
+    done: int
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that squeue lists; of an array, one task (`index`) or several that are pending together."""
+
+    job: str
+    index: str
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.job}_{self.index}" if self.index != "N/A" else self.job
+
+
+def submitted(root: Path) -> list[Submitted]:
+    return [
+        Submitted(int(e["chain"]), str(e["run"]), str(e["step"]), str(e["job"]), int(e["done"]))
+        for e in logs.read(root, "slurm")
+        if e["event"] == "submitted"
+    ]
+
+
+def queued() -> list[Queued] | None:
+    """Everything in the queue, a task a line; None where this machine has no Slurm. Raises UsageError where the
+    controller does not answer."""
+    if not shutil.which("squeue"):
+        return None
+    command = ["squeue", "--noheader", "--array", "--format=%F|%K|%T|%r|%N"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise UsageError("squeue does not answer: is Slurm's controller up?") from None
+    if found.returncode:
+        raise UsageError((found.stderr.strip() or "squeue failed").splitlines()[-1])
+    return [Queued(*line.split("|")[:5]) for line in found.stdout.splitlines() if line.count("|") >= 4]
+
+
+def of_store(jobs: list[Submitted], found: list[Queued]) -> dict[str, list[Queued]]:
+    """The queued jobs that were submitted for a store, by step, in the order of submission."""
+    step_of = {job.job: job.step for job in jobs}
+    steps: dict[str, list[Queued]] = {step: [] for step in step_of.values()}
+    for one in found:
+        if one.job in step_of:
+            steps[step_of[one.job]].append(one)
+    return {step: entries for step, entries in steps.items() if entries}

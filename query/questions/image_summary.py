@@ -1,0 +1,46 @@
+"""An image, layer by layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from query.questions.image_units import TAIL_SURE, ImageRow
+from query.record.run_tables import Run
+
+
+def image_summary(run: Run, row: ImageRow) -> pd.DataFrame:
+    """One row a layer: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n.
+
+    active: units above zero; rare: units whose value at most 1 % of the images reach, of which `expected` = units / 100
+    are usual; channel and what follows: the layer's first unit in the order of top_units. `row`: all units, in order.
+    """
+    z = run.z(row.value, row.units)
+    counted = (row.value > 0) | run.signed[row.units]
+    layer = run.layers_of(row.units)
+    order = np.lexsort((row.units, -z, row.tail_p, ~counted, layer))
+    present, first = np.unique(layer[order], return_index=True)
+    top = order[first]
+    sizes = np.array([run.layers[int(i)].channels for i in present], np.int64)
+    known = counted[top]
+    return pd.DataFrame(
+        {
+            "model": run.model,
+            "layer": pd.Series([run.layers[int(i)].name for i in present], dtype="str"),
+            "units": sizes,
+            "active": np.bincount(layer, row.value > 0, len(run.layers)).astype(np.int64)[present],
+            "rare": np.bincount(layer, counted & (row.tail_p <= TAIL_SURE), len(run.layers)).astype(np.int64)[present],
+            "expected": sizes * TAIL_SURE,
+            "channel": _where(row.units[top] - run.starts[present], known),
+            "value": np.where(known, row.value[top], np.nan).astype(np.float32),
+            "tail_p": np.where(known, row.tail_p[top], np.nan),
+            "z": np.where(known, z[top], np.nan),
+            "y": _where(row.y[top], known & (row.y[top] >= 0)),
+            "x": _where(row.x[top], known & (row.x[top] >= 0)),
+            "n": row.n,
+        }
+    )
+
+
+def _where(values: np.ndarray, known: np.ndarray) -> pd.arrays.IntegerArray:
+    return pd.arrays.IntegerArray(values.astype(np.int64), ~known)

@@ -1,0 +1,264 @@
+"""One run's layers, unit statistics and accepted images as arrays, read once when first asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from query.record.parquet_index import Lookup
+from query.sql.catalog import Catalog, RunFiles
+from query.sql.database import Database
+from store import parquet, views
+from store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of `layers`; its units are the columns start..stop of the dense record."""
+
+    index: int
+    name: str
+    op: str
+    channels: int
+    height: int
+    width: int
+    signed: bool
+    upper_bound: float | None
+    rf_size: int | None
+    rf_stride: int | None
+    rf_offset: int | None
+    rf_global: bool
+    rf_gated: bool
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.channels
+
+    @property
+    def positions(self) -> int:
+        return self.height * self.width
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class DatasetClass:
+    index: int
+    synset: str | None
+    label: str
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """Columns of the table `units`, float64 [U] in unit order; NaN where not known."""
+
+    max_mean: NDArray[np.float64]
+    max_sd: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    fraction_active: NDArray[np.float64]
+    saturated: NDArray[np.float64]
+    selectivity: NDArray[np.float64]
+    top_class: NDArray[np.float64]
+    dead: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Of every image of the dataset, by image_id: whether this run accepted it, and its class (-1: none)."""
+
+    accepted: NDArray[np.bool_]
+    class_index: NDArray[np.int32]
+
+    @functools.cached_property
+    def _ranges(self) -> dict[int, slice]:
+        """Where each class's images lie, from the first to the last: image ids are sorted by class."""
+        order = np.argsort(self.class_index, kind="stable")
+        found, first, count = np.unique(self.class_index[order], return_index=True, return_counts=True)
+        ends = order[first], order[first + count - 1]
+        return {int(c): slice(int(a), int(b) + 1) for c, a, b in zip(found, *ends, strict=True)}
+
+    def within(self, class_index: int) -> slice:
+        """The range of ids in which a class's images lie."""
+        return self._ranges.get(class_index, slice(0, 0))
+
+    def of_class(self, class_index: int | None) -> NDArray[np.int64]:
+        """Accepted images of a class, of all classes without one, rising."""
+        if class_index is None:
+            return self.all
+        within = self.within(class_index)
+        here = self.accepted[within] & (self.class_index[within] == class_index)
+        found: NDArray[np.int64] = np.flatnonzero(here) + within.start
+        return found
+
+    @functools.cached_property
+    def all(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.accepted)
+
+
+class Run:
+    """Reads of one run. U units stand in the order (layer_index, channel) everywhere."""
+
+    def __init__(self, files: RunFiles, catalog: Catalog, database: Database) -> None:
+        self.files, self.catalog, self.database = files, catalog, database
+        self.name, self.model, self.dataset = files.name, files.model, files.dataset
+        self._lookups: dict[Path, Lookup] = {}
+
+    def rows(
+        self, table: str, columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
+    ) -> pa.Table:
+        """SELECT columns FROM one of this run's tables; `last` is an ORDER BY or LIMIT."""
+        paths = self.files.tables.get(table) or self._dataset_table(table)
+        if not paths:
+            raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
+        return self.rows_of(paths, columns, where, parameters, last)
+
+    def rows_of(
+        self, paths: Sequence[Path], columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
+    ) -> pa.Table:
+        query = f"SELECT {columns} FROM {views.parquet(paths)} WHERE {where} {last}"
+        return self.database.table(query, list(parameters))
+
+    def has(self, table: str) -> bool:
+        return table in self.files.tables
+
+    def array(self, relative: str) -> Path:
+        """A recorded HDF5 file."""
+        if relative not in self.files.arrays:
+            raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
+        return self.files.arrays[relative]
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        fields = [name for name in Layer.__dataclass_fields__ if name not in ("index", "name", "start")]
+        columns = ", ".join(["layer_index AS index", "layer AS name", *fields])
+        found: list[Layer] = []
+        start = 0
+        for row in self.rows("layers", columns, last="ORDER BY layer_index").to_pylist():
+            found.append(Layer(**row, start=start))
+            start += row["channels"]
+        return tuple(found)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @functools.cached_property
+    def units(self) -> int:
+        return self.layers[-1].stop if self.layers else 0
+
+    @functools.cached_property
+    def signed(self) -> NDArray[np.bool_]:
+        """Whether each unit can be negative, [U]."""
+        return np.concatenate([np.full(layer.channels, layer.signed) for layer in self.layers])
+
+    @functools.cached_property
+    def one_position(self) -> NDArray[np.bool_]:
+        """Whether each unit's map is a single position, so that the place of a maximum is no question, [U]."""
+        return np.concatenate([np.full(layer.channels, layer.positions == 1) for layer in self.layers])
+
+    def layers_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of each unit's layer."""
+        found: NDArray[np.int64] = np.searchsorted(self.starts, units, side="right") - 1
+        return found
+
+    def layer_of(self, unit: int) -> Layer:
+        """The layer of the unit at this place in unit order."""
+        return self.layers[int(np.searchsorted(self.starts, unit, side="right")) - 1]
+
+    def places(self, table: pa.Table) -> NDArray[np.int64]:
+        """Places in unit order of a table's `layer` and `channel`."""
+        names = table["layer"].combine_chunks()
+        names = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
+        starts = np.array([self.by_name[name].start for name in names.dictionary.to_pylist()], np.int64)
+        found: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
+        return found
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each layer's units begin in unit order."""
+        return np.array([layer.start for layer in self.layers], np.int64)
+
+    @functools.cached_property
+    def statistics(self) -> UnitStatistics:
+        names = tuple(UnitStatistics.__dataclass_fields__)
+        table = self.rows("units", f"layer, channel, {', '.join(names)}")
+        place = self.places(table)
+        arrays = {name: np.full(self.units, np.nan) for name in names}
+        for name, array in arrays.items():
+            array[place] = table[name].to_numpy()
+        return UnitStatistics(**arrays)
+
+    def z(self, values: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(value - max_mean) / max_sd for values of these units; 0 for a unit that never varies."""
+        mean, sd = self.statistics.max_mean[units], self.statistics.max_sd[units]
+        return standardized(values, mean, sd)
+
+    @functools.cached_property
+    def classes(self) -> tuple[DatasetClass, ...]:
+        """The classes of the dataset, by index."""
+        rows = self.rows("classes", "class_index, synset, label", last="ORDER BY class_index").to_pylist()
+        return tuple(DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows)
+
+    @functools.cached_property
+    def images(self) -> Images:
+        table = parquet.read(self._images_file, ["status", "class_index"])
+        accepted = np.asarray(pc.equal(table["status"], "accepted"))
+        if self.has("rejected_images"):
+            accepted = accepted.copy()
+            accepted[self.rows("rejected_images", "image_id")["image_id"].to_numpy()] = False
+        return Images(accepted, table["class_index"].fill_null(-1).to_numpy().astype(np.int32))
+
+    @functools.cached_property
+    def n(self) -> int:
+        """Accepted images: what every tail probability is a share of."""
+        return int(np.count_nonzero(self.images.accepted))
+
+    def describe_images(self, image_ids: NDArray[np.int64]) -> pa.Table:
+        """path, label and class_index of images, in the order asked."""
+        return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # image_id is the row
+
+    def lookup(self, path: Path) -> Lookup:
+        """One of the run's Parquet files, to read rows of one key from."""
+        if path not in self._lookups:
+            self._lookups[path] = Lookup(path)
+        return self._lookups[path]
+
+    def recorded(self, table: str, relative: str) -> Lookup:
+        """The same by its path in the store; `table` is what it belongs to."""
+        path = self.catalog.root / relative
+        if path not in self.files.tables.get(table, ()):
+            raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
+        return self.lookup(path)
+
+    def only(self, table: str) -> Path:
+        """The file of a table that is one file."""
+        if table not in self.files.tables:
+            raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
+        return self.files.tables[table][0]
+
+    @property
+    def _images_file(self) -> Path:
+        return self._dataset_table("images")[0]
+
+    def _dataset_table(self, table: str) -> tuple[Path, ...]:
+        path = self.catalog.datasets.get(self.dataset, {}).get(table)
+        return (path,) if path else ()
+
+
+def standardized(
+    values: NDArray[np.float32], mean: NDArray[np.float64], sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    varies = sd > 0  # False for NaN too
+    result: NDArray[np.float64] = np.divide(values - mean, sd, out=np.zeros(len(values)), where=varies)
+    return result

@@ -1,0 +1,68 @@
+"""Pictures kept in a store: feature visualizations, and the example pictures with their activation maps."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from query.resolve import Unit
+from store import hdf5, layout
+from store.errors import UsageError
+
+Pixels = NDArray[np.uint8]
+
+
+def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> Pixels:
+    """A feature visualization, uint8 [H, W, 3]."""
+    if not unit.run.has("visualizations"):
+        raise UsageError(f"run {unit.run.name} has no visualizations: run its visualize stage (`unitscope run`)")
+    rows = unit.run.rows(
+        "visualizations", "kind, direction, repeat, h5_file, h5_dataset, h5_index", "layer = ? AND channel = ?",
+        [unit.layer.name, unit.channel], "ORDER BY kind, direction DESC, repeat",
+    ).to_pylist()  # fmt: skip
+    for row in rows:
+        if (row["kind"], row["direction"], row["repeat"]) == (kind, direction, repeat):
+            with hdf5.reading(unit.run.array(row["h5_file"])) as file:
+                return np.asarray(hdf5.dataset(file, row["h5_dataset"])[row["h5_index"]])
+    there = ", ".join(f"{r['kind']} {r['direction']} {r['repeat']}" for r in rows) or "none"
+    raise UsageError(f"unit {unit.name} has no visualization {kind} {direction} {repeat}; it has {there}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """The picture as the network saw it, uint8 [H, W, 3], and the unit's map on it (uint8 [h, w], 255 its maximum)."""
+
+    pixels: Pixels
+    heat: Pixels | None
+
+
+def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Example | None]:
+    """Kept pictures of some images; None for those beyond `[examples] count`, or all where none are kept yet.
+
+    `maps`: the images are the unit's highest examples from the first, whose activation maps are kept by rank.
+    """
+    relative = layout.example_images(unit.run.name)
+    if relative not in unit.run.files.arrays:
+        return [None] * len(image_ids)
+    with hdf5.reading(unit.run.array(relative)) as file:
+        known = hdf5.dataset(file, "image_ids")[()]
+        offsets, jpeg = hdf5.dataset(file, "offsets")[()], hdf5.dataset(file, "jpeg")
+        kept = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel] if maps else np.zeros((0, 1, 1), np.uint8)
+        found: list[Example | None] = []
+        for rank, image_id in enumerate(image_ids):
+            row = int(np.searchsorted(known, image_id))
+            if row == len(known) or known[row] != image_id:
+                found.append(None)
+                continue
+            pixels = _decode(jpeg[offsets[row] : offsets[row + 1]])
+            found.append(Example(pixels, kept[rank] if rank < len(kept) else None))
+    return found
+
+
+def _decode(data: NDArray[np.uint8]) -> Pixels:
+    with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,217 @@
+"""One locked, in-memory DuckDB over a store's recorded Parquet files, and the limits every query runs under.
+
+Raw SQL can only read the store. It is exactly one SELECT, as DuckDB's own parser sees it. External access is off but
+for the recorded files by name: `allowed_paths`, which unlike `allowed_directories` opens nothing beside them (DuckDB
+would let COPY write to them, but that is no SELECT). No extension loads, nothing spills to disk, no Python variable is
+in scope, and the configuration is locked. DuckDB has no statement timeout, so a timer interrupts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from query.sql.catalog import Catalog
+from store import views
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars
+
+LONGEST = 100_000  # characters of a query: what is longer takes long only to be read
+_BATCH = 65_536  # rows between two looks at the size of an answer
+_WHOLE = pa.decimal128(38, 0)  # how HUGEINT, the type of sum(integer), arrives
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one query may take. `memory` in bytes, for all queries of a scope together; `answer` bytes of one result.
+
+    `isolated`: raw SQL runs in a process of its own, which starts with the first (half a second) and is killed when its
+    time is over (query/isolated.py). Else a timer interrupts it, which a single huge constant expression outruns.
+    """
+
+    seconds: float = 60.0
+    memory: int = _half_of_memory()
+    threads: int = os.cpu_count() or 1
+    answer: int = 2 << 30
+    isolated: bool = True
+
+
+class Result:
+    """An executed answer, wholly in memory. Whole HUGEINT sums are int64 and DECIMAL is float64, as pandas likes it."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._next = 0
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._table.column_names)
+
+    def arrow(self) -> pa.Table:
+        return self._table
+
+    def df(self) -> pd.DataFrame:
+        frame: pd.DataFrame = self._table.to_pandas(date_as_object=False)
+        return frame
+
+    def pl(self) -> polars.DataFrame:
+        try:
+            import polars
+        except ImportError:
+            raise UsageError("polars is not installed: pip install 'unitscope[polars]'") from None
+        return polars.DataFrame(polars.from_arrow(self._table))
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """The next row, or None after the last."""
+        rows = _rows(self._table.slice(self._next, 1))
+        self._next += len(rows)
+        return rows[0] if rows else None
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """The rows not fetched yet."""
+        rows = _rows(self._table.slice(self._next))
+        self._next += len(rows)
+        return rows
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"Result({self._table.num_rows} rows: {', '.join(self.columns)})"
+
+
+class Database:
+    """Views over a store; `connect` leaves the macros to be registered before `lock`."""
+
+    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+        self.limits = limits
+        self._deadlines: list[float] = []
+        self.connection = duckdb.connect(
+            ":memory:",
+            config={
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "python_enable_replacements": False,
+                "temp_directory": "",
+                "memory_limit": f"{limits.memory}B",
+                "threads": limits.threads,
+            },
+        )
+        self.connection.execute("SET allowed_paths = ?", [[str(path) for path in catalog.parquet_files()]])
+        for statement in views.statements(catalog.tables()):
+            with _explained(f"{catalog.root}: a table does not read (see `unitscope verify`)"):
+                self.connection.execute(statement)
+
+    def lock(self) -> None:
+        self.connection.execute("SET enable_external_access = false")
+        self.connection.execute("SET lock_configuration = true")
+
+    def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
+        """Runs one SELECT from a person and fetches all of it, within the limits."""
+        if len(query) > LONGEST:
+            raise UsageError(f"SQL: the text has {len(query):,} characters, {LONGEST:,} are allowed")
+        with _explained("SQL"):
+            found = self.connection.cursor().extract_statements(query)
+        kinds = [statement.type.name for statement in found]
+        if kinds != ["SELECT"]:
+            said = " and ".join(kinds) if kinds else "nothing"
+            hint = "; write PIVOT ... IN (values) inside a SELECT" if "MULTI" in kinds else ""
+            raise UsageError(f"SQL: exactly one SELECT is allowed, found {said}{hint}")
+        return Result(self._fetch(found[0], parameters))
+
+    def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
+        """The package's own questions, under the same limits."""
+        return self._fetch(query, parameters)
+
+    def expired(self) -> bool:
+        """Whether the time of every query now running is over."""
+        now = time.monotonic()
+        return bool(self._deadlines) and all(deadline <= now for deadline in tuple(self._deadlines))
+
+    def _fetch(self, query: duckdb.Statement | str, parameters: Sequence[Any] | None) -> pa.Table:
+        # A cursor of its own: a connection answers one query at a time. A relation is read in batches, so that an
+        # answer too large is noticed before it fills the memory; a plain execute() collects all of it first.
+        cursor = self.connection.cursor()
+        timer = threading.Timer(self.limits.seconds, cursor.interrupt)
+        timer.daemon = True
+        timer.start()
+        deadline = time.monotonic() + self.limits.seconds
+        self._deadlines.append(deadline)
+        try:
+            with _explained("SQL", self.limits):
+                relation = cursor.sql(query, params=list(parameters) if parameters else None)
+                reader = relation.to_arrow_reader(_BATCH)
+                return _plain_numbers(pa.Table.from_batches(_within(reader, self.limits.answer), reader.schema))
+        finally:
+            timer.cancel()
+            self._deadlines.remove(deadline)
+            cursor.close()
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _within(reader: pa.RecordBatchReader, limit: int) -> Iterator[pa.RecordBatch]:
+    size = 0
+    for batch in reader:
+        size += batch.nbytes
+        if size > limit:
+            raise UsageError(f"SQL: the answer is larger than {limit >> 20} MiB: add LIMIT, or aggregate")
+        yield batch
+
+
+def _plain_numbers(table: pa.Table) -> pa.Table:
+    for index, field in enumerate(table.schema):
+        if not pa.types.is_decimal(field.type):
+            continue
+        column = table.column(index)
+        try:
+            plain = column.cast(pa.int64() if field.type == _WHOLE else pa.float64())
+        except pa.ArrowInvalid:  # beyond int64
+            plain = column.cast(pa.float64())
+        table = table.set_column(index, field.name, plain)
+    return table
+
+
+def _rows(table: pa.Table) -> list[tuple[Any, ...]]:
+    if not table.num_columns:
+        return []
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+@contextmanager
+def _explained(what: str, limits: Limits | None = None) -> Iterator[None]:
+    """DuckDB's errors as one line."""
+    try:
+        yield
+    except duckdb.InterruptException:
+        seconds = f"{limits.seconds:g}" if limits else "?"
+        raise UsageError(f"{what}: stopped after {seconds} s: ask for less, or allow more seconds") from None
+    except duckdb.OutOfMemoryException:
+        size = f"{limits.memory / 2**30:.3g} GiB" if limits else "memory"
+        raise UsageError(f"{what}: needs more than {size}: ask for less at a time, or allow more memory") from None
+    except duckdb.Error as error:
+        raise UsageError(f"{what}: {_one_line(str(error))}") from error
+
+
+def _one_line(message: str) -> str:
+    """The first paragraph; an error raised inside a macro without DuckDB's and Python's prefixes."""
+    inner = re.search(r"executing the UDF: UsageError: (.*)", message, re.DOTALL)
+    paragraph = (inner[1] if inner else message).strip().split("\n\n")[0]
+    return " ".join(paragraph.split())

