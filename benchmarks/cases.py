@@ -18,7 +18,8 @@ from pipeline.data.folder import DemoSource, FolderSource
 from pipeline.data.loading import Batch
 from pipeline.data.source import Source
 from pipeline.job import Job
-from pipeline.machine import in_order, set_up
+from pipeline.runtime.devices import set_up
+from pipeline.runtime.ordered_map import ordered_map
 from pipeline.scan.measurer import folded_network
 from pipeline.stages import index, scan
 
@@ -73,12 +74,12 @@ class Scan:
         source = folder_of_photographs(self.folder / "photographs", images)
         self.job = Job(config_of(network, source), self.folder / "store", progress=False)
         driver.run(self.job, (index.STAGE.name, "calibrate"))
-        ids = self.job.readable
-        self.decoded = list(self.job.batches(ids))
+        ids = self.job.dataset.readable
+        self.decoded = list(self.job.runtime.batches(ids))
         self.warm_job = _Preloaded(self.job, self.decoded)
 
     def decode(self) -> None:
-        for _ in self.job.batches(self.job.readable):
+        for _ in self.job.runtime.batches(self.job.dataset.readable):
             pass
 
     def forward(self) -> None:
@@ -88,16 +89,16 @@ class Scan:
 
     def arranged_forward(self) -> None:
         """The same of the network that the scan runs, arranged for a CPU, without taps and in one piece."""
-        self.passes(self.job.measurer.network)
+        self.passes(self.job.runtime.measurer.network)
 
     @functools.cached_property
     def folded(self) -> torch.fx.GraphModule:
-        measurer = self.job.measurer
+        measurer = self.job.runtime.measurer
         return folded_network(measurer.model, measurer.layers, arrange=False).to(measurer.device)
 
     def passes(self, network: torch.nn.Module) -> None:
         """A pass of any network over the decoded batches, one a core."""
-        measurer = self.job.measurer
+        measurer = self.job.runtime.measurer
 
         def one(batch: Batch) -> None:
             with torch.inference_mode():
@@ -106,11 +107,11 @@ class Scan:
         self.over_batches(one)
 
     def over_batches(self, function: Callable[[Batch], object]) -> None:
-        for _ in in_order(function, self.decoded, self.job.streams):
+        for _ in ordered_map(function, self.decoded, self.job.runtime.streams):
             pass
 
     def measure(self) -> None:
-        self.over_batches(lambda batch: self.job.measurer.pixels(batch.pixels))
+        self.over_batches(lambda batch: self.job.runtime.measurer.pixels(batch.pixels))
 
     def scan_decoded(self) -> None:
         self._scan(self.warm_job)
@@ -120,8 +121,8 @@ class Scan:
 
     def _scan(self, job: Job) -> None:
         """The stage `scan` itself: shards beside each other, partials written, hashed and committed."""
-        shutil.rmtree(job.root / "commits" / job.run / "scan", ignore_errors=True)
-        shutil.rmtree(job.root / "runs" / job.run / "partials", ignore_errors=True)
+        shutil.rmtree(job.store.root / "commits" / job.store.run / "scan", ignore_errors=True)
+        shutil.rmtree(job.store.root / "runs" / job.store.run / "partials", ignore_errors=True)
         driver.run_stage(job, scan.STAGE)
 
     def close(self) -> None:
@@ -132,10 +133,10 @@ class _Preloaded(Job):
     """A job whose pictures are decoded already."""
 
     def __init__(self, job: Job, decoded: list[Batch]) -> None:
-        super().__init__(job.config, job.root, progress=False)
-        self.__dict__["model"], self.__dict__["measurer"] = job.model, job.measurer  # made once
+        super().__init__(job.spec.config, job.store.root, progress=False)
+        self.__dict__["model"], self.__dict__["measurer"] = job.spec.model, job.runtime.measurer  # made once
         self._by_first = {int(batch.ids[0]): batch for batch in decoded}
-        self._batch = job.config.scan.batch_size
+        self._batch = job.spec.config.scan.batch_size
 
     def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:
         for first in range(0, len(ids), self._batch):

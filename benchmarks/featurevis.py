@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, in
 from benchmarks.bench import Bar, Report, interleaved, options
 from pipeline.featurevis import Renderer, Settings, objectives
 from pipeline.featurevis.transforms import compose
-from pipeline.machine import set_up, threads_of_worker
 from pipeline.models import Model, open_model
+from pipeline.runtime.devices import set_up, threads_of_worker
 
 BATCH, CANVAS, CHANNEL, SEED = 16, 128, 3, 0
 CORES = threads_of_worker(0, 1)

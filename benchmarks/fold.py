@@ -17,7 +17,7 @@ from cases import PACKAGES, Scan, config_of, folder_of_photographs, photographs
 
 from pipeline import driver
 from pipeline.job import Job
-from pipeline.machine import set_up
+from pipeline.runtime.devices import set_up
 
 FEW, MANY, LIMIT = 1000, 4000, 1.25
 

@@ -204,7 +204,7 @@ def _index(job: InventedJob) -> None:
     N, K, of_image = job.size.images, job.size.classes, classes_of(job.size)
     synsets, labels = [f"n{i:08d}" for i in range(K)], [f"class {i}" for i in range(K)]
     digits = np.random.default_rng(job.size.seed).bytes(32 * N).hex()
-    with job.publication("index", "index") as out:
+    with job.store.publication("index", "index") as out:
         for table, columns in {
             schema.DATASETS: {
                 "dataset": DATASET, "source": "folder:invented", "root": "invented", "images": N, "rejected": 0,
@@ -240,10 +240,10 @@ def make(root: Path, size: Size, workers: int = 1, say: Callable[[str], None] = 
     """Writes the store, or what is missing of it."""
     publish.ensure_store(root)
     job = InventedJob(root, size)
-    if publish.find_record(root, job.run, "index", "index") is None:
+    if publish.find_record(root, job.store.run, "index", "index") is None:
         _index(job)
     for phase in fold.STAGE.phases(job):  # type: ignore[arg-type]
-        todo = [(root, size, s) for s in phase if publish.find_record(root, job.run, "fold", s.name) is None]
+        todo = [(root, size, s) for s in phase if publish.find_record(root, job.store.run, "fold", s.name) is None]
         with multiprocessing.get_context("spawn").Pool(min(workers, max(len(todo), 1))) as pool:
             for record in tqdm(pool.imap_unordered(_shard, todo), total=len(todo), desc="fold", mininterval=5):
                 say(record.shard)

@@ -63,9 +63,9 @@ def _indexed(root: Path, images: Path | None, shard: int) -> Job:
 
 
 def _forget_scan(job: Job) -> None:
-    for record in publish.records(job.root, job.run, "scan"):
-        publish.remove_record(job.root, record)
-    publish.remove_partials(job.root, job.run, ["scan"])
+    for record in publish.records(job.store.root, job.store.run, "scan"):
+        publish.remove_record(job.store.root, record)
+    publish.remove_partials(job.store.root, job.store.run, ["scan"])
 
 
 class Listening:
@@ -153,7 +153,7 @@ def measure_engines(report: Report) -> float:
             report.notes.append(f"Ray was not measured: {error}")
             return local
         config = parse_config(_config(None, 1), "scaling")
-        tasks = ray_tasks.RayTasks(ray_tasks.connect(config, job.root, None), most=1)
+        tasks = ray_tasks.RayTasks(ray_tasks.connect(config, job.store.root, None), most=1)
         try:
             ray = _overhead(job, tasks)
         finally:
@@ -184,14 +184,14 @@ def measure_files(report: Report, engine_seconds: float) -> Costs:
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         job = _indexed(Path(folder) / "store", None, 1)
         driver.run(job, ("scan",))
-        names = [record.shard for record in publish.records(job.root, job.run, "scan")]
+        names = [record.shard for record in publish.records(job.store.root, job.store.run, "scan")]
         began = time.perf_counter()
         for _ in range(20):
-            publish.records(job.root, job.run, "scan")
+            publish.records(job.store.root, job.store.run, "scan")
         record = (time.perf_counter() - began) / 20 / len(names)
         began = time.perf_counter()
         for name in names:
-            hdf5.read(job.root / layout.partial(job.run, "scan", f"{name}.h5"), "ids")
+            hdf5.read(job.store.root / layout.partial(job.store.run, "scan", f"{name}.h5"), "ids")
         opening = (time.perf_counter() - began) / len(names)
     report.add("reading a commit record", record * 1e3, "ms", "")
     report.add("opening a partial", opening * 1e3, "ms", "")

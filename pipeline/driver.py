@@ -14,7 +14,8 @@ from pipeline.executors.processes import Processes
 from pipeline.executors.readiness import is_complete, require_inputs
 from pipeline.executors.scheduling import PATIENCE, Scheduler, say
 from pipeline.job import Job, Shard, Stage
-from pipeline.machine import in_order, set_up
+from pipeline.runtime.devices import set_up
+from pipeline.runtime.ordered_map import ordered_map
 from pipeline.stages import STAGES, stage_named
 from store import publish, verify
 
@@ -45,14 +46,14 @@ def run(
     `engine` makes what shards run on; without one they run here, or in processes where the config asks for several.
     """
     set_up()
-    _ = job.visualized  # a pattern that matches nothing is said now, not after the scan
-    publish.ensure_store(job.root)
-    publish.remove_stale_temporaries(job.root)
+    _ = job.spec.visualized  # a pattern that matches nothing is said now, not after the scan
+    publish.ensure_store(job.store.root)
+    publish.remove_stale_temporaries(job.store.root)
     stages = [stage for stage in STAGES if not wanted or stage.name in wanted]
     if wanted:
         for stage in stages:
             require_inputs(job, stage, [s.name for s in stages])
-    if engine is None and job.config.compute.workers > 1:
+    if engine is None and job.spec.config.compute.workers > 1:
         engine = _processes(job)
     if engine is None:
         for stage in stages:
@@ -61,13 +62,13 @@ def run(
         _run_on(engine(), job, missing, part, patience)
     for stage in STAGES:
         _drop_partials(job, stage.name)
-    publish.remove_orphans(job.root, job.run)
-    publish.write_manifest(job.root)
+    publish.remove_orphans(job.store.root, job.store.run)
+    publish.write_manifest(job.store.root)
 
 
 def _processes(job: Job) -> Callable[[], Engine]:
     return lambda: Processes(
-        worker.given(job), job.config.compute.workers, lambda stage: stage_named(stage).at_once(job)
+        worker.given(job), job.spec.config.compute.workers, lambda stage: stage_named(stage).at_once(job)
     )
 
 
@@ -79,14 +80,14 @@ def _run_on(engine: Engine, job: Job, stages: Sequence[Stage], part: Slice, pati
 
 
 def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
-    done = job.done(stage.name)
+    done = job.store.done(stage.name)
     phases = stage.phases(job)
-    job.log_plan(stage, phases)
+    job.store.log_plan(stage, phases)
     for phase in phases:
         mine = [shard for place, shard in enumerate(phase) if part.takes(place)]
         missing = [shard for shard in mine if shard.name not in done]
         _compute(job, stage, missing, sum(s.size for s in mine))
-        done = job.done(stage.name)
+        done = job.store.done(stage.name)
         _refuse_bad(job, stage, done)
         if any(shard.name not in done for shard in phase):
             say(f"{stage.name}: this share is done; the rest of the stage waits for the other shards")
@@ -94,7 +95,7 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
 
 
 def missing_shards(job: Job, stage: Stage) -> list[Shard]:
-    done = job.done(stage.name)
+    done = job.store.done(stage.name)
     return [shard for phase in stage.phases(job) for shard in phase if shard.name not in done]
 
 
@@ -103,14 +104,14 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
         return
     size = sum(shard.size for shard in missing)
     with tqdm(
-        desc=f"{stage.name:9s}", total=total, initial=total - size, unit=stage.unit, disable=not job.progress,
+        desc=f"{stage.name:9s}", total=total, initial=total - size, unit=stage.unit, disable=not job.runtime.progress,
         mininterval=0.5, smoothing=0.1,
     ) as bar:  # fmt: skip
 
         def advance(count: int) -> None:
             bar.update(count)
 
-        for _ in in_order(lambda shard: worker.run_shard(job, stage, shard, advance), missing, stage.at_once(job)):
+        for _ in ordered_map(lambda shard: worker.run_shard(job, stage, shard, advance), missing, stage.at_once(job)):
             pass
 
 
@@ -118,13 +119,13 @@ def _refuse_bad(job: Job, stage: Stage, done: dict[str, publish.Record]) -> None
     if stage.name != "scan":
         return
     reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts["rejected"]]
-    bad = [(job.path_of(i), reason) for i, reason in sorted(reasons)]
-    total = len(job.images)
-    known = [("", "")] * (total - len(job.readable))
-    refuse_too_many([*bad, *known], total, job.config.dataset.max_bad_fraction)
+    bad = [(job.dataset.path_of(i), reason) for i, reason in sorted(reasons)]
+    total = len(job.dataset.images)
+    known = [("", "")] * (total - len(job.dataset.readable))
+    refuse_too_many([*bad, *known], total, job.spec.config.dataset.max_bad_fraction)
 
 
 def _drop_partials(job: Job, stage: str) -> None:
     consumer = verify.CONSUMERS.get(stage)
-    if consumer and job.record(*consumer):
-        publish.remove_partials(job.root, job.run, [stage])
+    if consumer and job.store.record(*consumer):
+        publish.remove_partials(job.store.root, job.store.run, [stage])

@@ -17,7 +17,7 @@ from store.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.models import Model
-    from pipeline.scan.batch_statistics import Measured
+    from pipeline.scan.batch_statistics import BatchStatistics
     from pipeline.scan.measurer import Measurer
 
 
@@ -62,7 +62,7 @@ class Probe:
         )
         return row.take(units)
 
-    def _measured(self, pixels: NDArray[np.uint8]) -> Measured:
+    def _measured(self, pixels: NDArray[np.uint8]) -> BatchStatistics:
         """As the scan measured: a batch of its size, one thread. In another batch the last bits differ, and a copy of
         a stored picture would fall on either side of its own code edge."""
         import torch

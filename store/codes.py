@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CODES = 256
+TAIL_MIN_IMAGES = 20  # a unit's first images are in `tail` whatever their tail probability
+TAIL_MAX_P = 0.01  # every value with tail_p up to this is in `tail`, exactly
 SAMPLE = 4096  # images over which a unit is compared with all others first
 _LOWEST = 2.0**-4  # shares of images at the lower end with steps of their own, one an octave
 _BULK_FROM = 2.0**-10  # steps of the value begin above this share of the images

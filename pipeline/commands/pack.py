@@ -18,7 +18,8 @@ from pipeline.data.decode import BadImageError, is_plain_jpeg, open_image
 from pipeline.data.indexing import limited, refuse_too_many, storage_order
 from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
-from pipeline.machine import in_order, threads_of_worker
+from pipeline.runtime.devices import threads_of_worker
+from pipeline.runtime.ordered_map import ordered_map
 from store import publish
 from store.errors import UsageError
 
@@ -101,7 +102,7 @@ def _packed(
         except OSError as error:
             return BadImageError(f"cannot be read: {error.strerror}")
 
-    for found in in_order(one, entries, threads):
+    for found in ordered_map(one, entries, threads):
         advance(1)
         yield found
 

@@ -13,7 +13,7 @@ from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
 from pipeline.featurevis import Picture, Renderer, memory
 from pipeline.job import Job, Stage
-from pipeline.machine import set_up
+from pipeline.runtime.devices import set_up
 from pipeline.stages import STAGES, visualize
 from pipeline.stages.visualize import pictures_planned
 from store import layout
@@ -37,27 +37,27 @@ def make_plan(job: Job) -> str:
     """The plan as text. Measures a few batches and steps; computes nothing that is kept."""
     set_up()
     for stage in STAGES:
-        job.done(stage.name)  # says, as `run` would, where the store refuses this config
-    entries = job.entries
-    images, units = len(entries), int(job.units.offsets[-1])
+        job.store.done(stage.name)  # says, as `run` would, where the store refuses this config
+    entries = job.dataset.entries
+    images, units = len(entries), int(job.spec.units.offsets[-1])
     rates = _measure(job, entries)
     lines = [
-        f"run       {job.run}, fingerprint {job.fingerprint[:12]}, on {job.device} with {job.threads} threads, "
-        f"{job.config.compute.workers} worker(s)",
-        f"model     {len(job.layers)} layers, {units:,} units; "
+        f"run       {job.store.run}, fingerprint {job.spec.fingerprint[:12]}, on {job.spec.device} "
+        f"with {job.runtime.threads} threads, {job.spec.config.compute.workers} worker(s)",
+        f"model     {len(job.spec.layers)} layers, {units:,} units; "
         + (
             "predictions recorded"
             if _reaches_output(job)
             else "no predictions: the chosen layers do not reach the output"
         ),
-        f"dataset   {job.dataset}: {images:,} pictures",
+        f"dataset   {job.dataset.name}: {images:,} pictures",
         "",
         f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'a shard':>9}",
     ]
     for stage in STAGES:
         lines.append(_line(job, stage, images, rates))
     store = images * units * STORE_BYTES + units * STORE_BYTES_OF_UNIT
-    each = (x.channels * (PARTIAL_BYTES_OF_SIGNED if x.signed else PARTIAL_BYTES) for x in job.layers)
+    each = (x.channels * (PARTIAL_BYTES_OF_SIGNED if x.signed else PARTIAL_BYTES) for x in job.spec.layers)
     partials = images * sum(each)
     lines += [
         "",
@@ -69,15 +69,17 @@ def make_plan(job: Job) -> str:
 
 
 def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
-    sample = job.config.calibrate.images
+    sample = job.spec.config.calibrate.images
     seconds = {
         "calibrate": rates.image * (sample if images > sample else 0),
         "scan": rates.image * images,
-        "examples": rates.image * min(images, int(job.units.offsets[-1]) * job.config.examples.count),
-        "visualize": rates.render_step * job.config.visualize.steps * pictures_planned(job),
+        "examples": rates.image * min(images, int(job.spec.units.offsets[-1]) * job.spec.config.examples.count),
+        "visualize": rates.render_step * job.spec.config.visualize.steps * pictures_planned(job),
     }.get(stage.name)
     time = (
-        "" if seconds is None else f"{_duration(seconds / job.config.compute.workers):>9}{_a_shard(job, stage, rates)}"
+        ""
+        if seconds is None
+        else f"{_duration(seconds / job.spec.config.compute.workers):>9}{_a_shard(job, stage, rates)}"
     )
     try:
         total = sum(len(phase) for phase in stage.phases(job))
@@ -89,8 +91,8 @@ def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
 
 def _a_shard(job: Job, stage: Stage, rates: Rates) -> str:
     """What one shard takes: a minute or two serve a cluster best (docs/cluster.md)."""
-    config = job.config
-    pictures = min(config.scan.shard_size, len(job.entries))
+    config = job.spec.config
+    pictures = min(config.scan.shard_size, len(job.dataset.entries))
     each = {
         "scan": rates.image * pictures,
         "examples": rates.image * pictures,
@@ -103,7 +105,7 @@ def _a_shard(job: Job, stage: Stage, rates: Rates) -> str:
 
 def _planned(job: Job, stage: str, images: int) -> str:
     """Shards of a stage whose inputs are not there yet; "to N" where rejected pictures or dead units may lower it."""
-    size, layers = job.config.scan.shard_size, len(job.layers)
+    size, layers = job.spec.config.scan.shard_size, len(job.spec.layers)
     if stage == "calibrate":
         return "1"
     if stage == "fold":
@@ -121,35 +123,40 @@ def _duration(seconds: float) -> str:
 
 
 def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
-    size = job.config.scan.batch_size
+    size = job.spec.config.scan.batch_size
     pixels = []
     started = time.perf_counter()
     for entry in entries[: SAMPLE * size]:
         try:
-            pixels.append(job.model.preprocess.pixels(open_image(job.source.read(entry))))
+            pixels.append(job.spec.model.preprocess.pixels(open_image(job.dataset.source.read(entry))))
         except (BadImageError, OSError):
             continue
-    decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.threads
-    shape = (size, job.model.preprocess.channels, job.model.preprocess.height, job.model.preprocess.width)
+    decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.runtime.threads
+    shape = (
+        size,
+        job.spec.model.preprocess.channels,
+        job.spec.model.preprocess.height,
+        job.spec.model.preprocess.width,
+    )
     batch = np.zeros(shape, np.uint8)
     for row, picture in enumerate(pixels[:size]):
         batch[row] = picture
-    job.measurer.pixels(batch)
+    job.runtime.measurer.pixels(batch)
     started = time.perf_counter()
     for _ in range(SAMPLE):
-        job.measurer.pixels(batch)
+        job.runtime.measurer.pixels(batch)
     forward = (time.perf_counter() - started) / SAMPLE / size
-    return Rates(max(forward / job.streams, decoding), _render_seconds(job) / job.streams)
+    return Rates(max(forward / job.runtime.streams, decoding), _render_seconds(job) / job.runtime.streams)
 
 
 def _render_seconds(job: Job) -> float:
     """Seconds a step and picture, the mean of the first, middle and last visualized layer."""
     chosen = visualize.settings(job)
-    layers = job.visualized
+    layers = job.spec.visualized
     seconds = []
     for layer in {layers[0].name: layers[0], layers[len(layers) // 2].name: layers[len(layers) // 2]}.values():
         times: list[float] = []
-        quick = Renderer(job.model, layer, visualize.settings(job, steps=4))
+        quick = Renderer(job.spec.model, layer, visualize.settings(job, steps=4))
         quick.render([Picture(0)], on_step=lambda *_, times=times: times.append(time.perf_counter()))
         seconds.append((times[-1] - times[0]) / (len(times) - 1) / chosen.batch)
     return sum(seconds) / len(seconds)
@@ -157,10 +164,10 @@ def _render_seconds(job: Job) -> float:
 
 def _batch_line(job: Job) -> str:
     """What a batch of visualizations takes, and the batch that memory allows."""
-    layer = max(job.visualized, key=lambda x: [y.name for y in job.layers].index(x.name))
-    one = memory.bytes_of_a_picture(Renderer(job.model, layer, visualize.settings(job, batch=1)))
-    chosen, side_by_side = job.config.visualize.batch, job.streams * job.config.compute.workers
-    most = memory.proposed_batch(one * side_by_side, memory.available(job.device))
+    layer = max(job.spec.visualized, key=lambda x: [y.name for y in job.spec.layers].index(x.name))
+    one = memory.bytes_of_a_picture(Renderer(job.spec.model, layer, visualize.settings(job, batch=1)))
+    chosen, side_by_side = job.spec.config.visualize.batch, job.runtime.streams * job.spec.config.compute.workers
+    most = memory.proposed_batch(one * side_by_side, memory.available(job.spec.device))
     return (
         f"visualize a batch of {chosen} takes {_bytes(one * chosen)} (of {layer.name}), {side_by_side} at a time: "
         f"memory allows a batch of {most}"
@@ -168,7 +175,7 @@ def _batch_line(job: Job) -> str:
 
 
 def _reaches_output(job: Job) -> bool:
-    return job.model.graph.logits in {layer.node for layer in job.layers}
+    return job.spec.model.graph.logits in {layer.node for layer in job.spec.layers}
 
 
 def _bytes(count: float) -> str:

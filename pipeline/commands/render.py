@@ -104,8 +104,9 @@ def render(
     path = _output(output, objective)
     if grid and not picture:
         raise UsageError("--grid needs --picture FILE, the photograph that is cut into parts")
-    from pipeline.machine import keep_memory, resolve_device
     from pipeline.models import open_model
+    from pipeline.runtime.allocator import keep_memory
+    from pipeline.runtime.devices import resolve_device
 
     keep_memory()
     opened = open_model(model, weights)

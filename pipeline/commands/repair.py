@@ -32,9 +32,9 @@ def repair_store(root: Path, model_code: bool = False) -> str:
         publish.remove_damaged(root, path)
     publish.write_manifest(root)
     for job in jobs:
-        mine = [record for record in damaged if record.run == job.run]
-        again = {path.split("/")[2] for path in lost if path.split("/")[1] == job.run}
-        stages = {r.stage for r in publish.records(root, job.run)} | again
+        mine = [record for record in damaged if record.run == job.store.run]
+        again = {path.split("/")[2] for path in lost if path.split("/")[1] == job.store.run}
+        stages = {r.stage for r in publish.records(root, job.store.run)} | again
         for record in mine:
             _forget(job, record)
         driver.run(job, [stage.name for stage in STAGES if stage.name in stages])
@@ -52,8 +52,8 @@ def _job_of(root: Path, run: str, model_code: bool) -> Job:
             "repair it with --allow-model-code"
         )
     job = Job(config, root)
-    if job.run != run:
-        raise UsageError(f"{root}: run {run} opens as {job.run} now: has its model or dataset been renamed?")
+    if job.store.run != run:
+        raise UsageError(f"{root}: run {run} opens as {job.store.run} now: has its model or dataset been renamed?")
     return job
 
 
@@ -74,16 +74,16 @@ def _config_of(root: Path, run: str) -> Config:
 def _forget(job: Job, record: Record) -> None:
     """Forgets a shard, and the partials' makers where its inputs are gone already."""
     if record.stage == "index":
-        rows = index_source(job.source, job.entries, max(job.threads, 2))
+        rows = index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2))
         if index_digest(rows) != record.facts["digest"]:
             raise UsageError(
-                f"the index of {job.dataset} is damaged and its pictures have changed: put them back first"
+                f"the index of {job.dataset.name} is damaged and its pictures have changed: put them back first"
             )
-    publish.remove_record(job.root, record)
+    publish.remove_record(job.store.root, record)
     for stage, (consumer, _) in verify.CONSUMERS.items():
         if consumer != record.stage or (stage == record.stage and record.shard != "finish"):
             continue
-        for needed in publish.records(job.root, job.run, stage):
+        for needed in publish.records(job.store.root, job.store.run, stage):
             partial = [f for f in needed.files if layout.is_partial(f.path)]
-            if any(not (job.root / f.path).exists() for f in partial):
-                publish.remove_record(job.root, needed)
+            if any(not (job.store.root / f.path).exists() for f in partial):
+                publish.remove_record(job.store.root, needed)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.data.decode import SUFFIXES
+from pipeline.data.imagenet import imagenet_labels, imagenet_synsets
 from pipeline.data.source import ClassName, Entry, Source, class_names, in_order_of_class
-from pipeline.models.labels import imagenet_labels, imagenet_synsets
 from store.errors import UsageError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import BadImageError, open_image
-from pipeline.runtime.timing import carried, timed
+from pipeline.runtime.timing import propagate_timing, timed
 
 AHEAD = 3  # batches being decoded while one is in the network
 
@@ -37,7 +37,7 @@ def batches(
     Batches are cut by place in `ids`, so that a bad file moves no other picture into another batch.
     """
 
-    @carried
+    @propagate_timing
     @timed("decode")
     def one(image_id: int) -> NDArray[np.uint8] | str:
         try:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.models.labels import SYNSET, imagenet_labels, imagenet_synsets
+from pipeline.data.imagenet import SYNSET, imagenet_labels, imagenet_synsets
 
 
 @dataclass(frozen=True, slots=True)

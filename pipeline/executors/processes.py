@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from pipeline.executors.worker import Given, Outcome, Task, begin, perform
+from pipeline.executors.worker import Outcome, Task, WorkerSpec, begin, perform
 from pipeline.job import Job
 from store.errors import UsageError
 
@@ -35,7 +35,7 @@ class Processes:
     """An engine of `workers` processes, each with as many shards at once as `at_once` says of a stage. A process that
     dies loses its tasks and is replaced."""
 
-    def __init__(self, given: Given, workers: int, at_once: Callable[[str], int] = lambda stage: 1) -> None:
+    def __init__(self, given: WorkerSpec, workers: int, at_once: Callable[[str], int] = lambda stage: 1) -> None:
         self.given = given
         self._at_once = at_once
         self._context = multiprocessing.get_context("spawn")
@@ -121,7 +121,7 @@ def devices_of_workers(workers: int) -> list[str]:
     return [names[number % len(names)] if names else "" for number in range(workers)]
 
 
-def _serve(pipe: Connection, given: Given, visible: str) -> None:
+def _serve(pipe: Connection, given: WorkerSpec, visible: str) -> None:
     """A worker's life: tasks in, outcomes out, until the other end of the pipe is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     if visible:
@@ -145,7 +145,7 @@ def _serve(pipe: Connection, given: Given, visible: str) -> None:
             pool.submit(answer, job, task)
 
 
-def _begin(given: Given) -> Job | str:
+def _begin(given: WorkerSpec) -> Job | str:
     try:
         return begin(given)
     except UsageError as error:

@@ -15,9 +15,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.executors import worker
-from pipeline.executors.worker import Given, Outcome, Task
+from pipeline.executors.worker import Outcome, Task, WorkerSpec
 from pipeline.job import Job
-from pipeline.machine import resolve_device
+from pipeline.runtime.devices import resolve_device
 from pipeline.stages import WITHOUT_NETWORK
 from store.errors import UsageError
 
@@ -96,7 +96,7 @@ class RayTasks:
     """An engine of Ray tasks, at most `most` at a time where that is given."""
 
     def __init__(self, job: Job, most: int = 0) -> None:
-        self.need = _need(job.config, job.device)
+        self.need = _need(job.spec.config, job.spec.device)
         self.most = most
         self._given = ray.put(worker.given(job, engine="ray"))
         self._on_device = ray.remote(
@@ -147,7 +147,7 @@ _jobs: dict[str, Job] = {}  # one a worker process, which Ray keeps for one driv
 _first_gpus: list[Any] = []
 
 
-def _compute(given: Given, task: Task) -> Outcome:
+def _compute(given: WorkerSpec, task: Task) -> Outcome:
     if task.stage not in WITHOUT_NETWORK:
         _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     job = _jobs.get(given.fingerprint)

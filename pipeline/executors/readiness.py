@@ -24,7 +24,7 @@ def shard_names(job: Job, stage: Stage) -> set[str] | None:
 
 def is_complete(job: Job, stage: Stage) -> bool:
     """Whether every shard of a stage is committed. Raises UsageError where the store was made with other settings."""
-    done = job.done(stage.name)
+    done = job.store.done(stage.name)
     names = shard_names(job, stage)
     return names is not None and names <= set(done)
 
@@ -35,7 +35,7 @@ def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
         names = shard_names(job, stage_named(name))
         if names is None:
             return [name]
-        if missing := names - publish.committed(job.root, job.run, name):
+        if missing := names - publish.committed(job.store.root, job.store.run, name):
             return [f"{name} {found}" for found in sorted(missing)]
     if shard is None:
         return []
@@ -44,7 +44,10 @@ def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
         if any(s.name == shard.name for s in phase):
             break
         earlier |= {s.name for s in phase}
-    return [f"{stage.name} {found}" for found in sorted(earlier - publish.committed(job.root, job.run, stage.name))]
+    return [
+        f"{stage.name} {found}"
+        for found in sorted(earlier - publish.committed(job.store.root, job.store.run, stage.name))
+    ]
 
 
 def require_inputs(job: Job, stage: Stage, also_run: Sequence[str]) -> None:
@@ -55,7 +58,7 @@ def require_inputs(job: Job, stage: Stage, also_run: Sequence[str]) -> None:
         while name not in also_run and (missing := _missing(job, stage_named(name))):
             if time.monotonic() >= deadline:
                 raise UsageError(
-                    f"stage {name} of {job.run} is not finished ({missing}): run it first, with --stage {name} "
+                    f"stage {name} of {job.store.run} is not finished ({missing}): run it first, with --stage {name} "
                     "or without --stage"
                 )
             time.sleep(1.0)
@@ -65,7 +68,7 @@ def _missing(job: Job, stage: Stage) -> str:
     names = shard_names(job, stage)
     if names is None:
         return "nor is one before it"
-    count = len(names - publish.committed(job.root, job.run, stage.name))
+    count = len(names - publish.committed(job.store.root, job.store.run, stage.name))
     return f"{count} shards are missing" if count else ""
 
 

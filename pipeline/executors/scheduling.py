@@ -42,7 +42,7 @@ class _Flight:
 
 
 @dataclass
-class _Open:
+class _ActiveStage:
     """A stage that is running: its phases, one after the other."""
 
     stage: Stage
@@ -62,9 +62,11 @@ class Scheduler:
         self, job: Job, engine: Engine, takes: Callable[[int], bool] = lambda place: True, patience: float = PATIENCE
     ) -> None:
         self.job, self.engine, self.takes, self.patience = job, engine, takes, patience
-        self._open: list[_Open] = []
+        self._open: list[_ActiveStage] = []
         self._flights: dict[Task, _Flight] = {}
-        self._losers: set[Task] = set()  # copies of shards that are done: they run on, and their digests are compared
+        self._duplicates: set[Task] = (
+            set()
+        )  # copies of shards that are done: they run on, and their digests are compared
         self._progress = self._looked = self._idle_since = time.monotonic()
 
     def run(self, stages: Sequence[Stage], check: Check) -> None:
@@ -80,27 +82,28 @@ class Scheduler:
                     self._next_phase(one, check)
                 self._fill()
                 if self._flights:
-                    self._hear(self.engine.wait(min(LOOK, self.patience)))
-                    self._look()
+                    self._handle_outcomes(self.engine.wait(min(LOOK, self.patience)))
+                    self._poll_records()
         finally:
             for one in self._open:
                 one.bar.close()
 
     def _begin(self, stage: Stage) -> None:
         phases = stage.phases(self.job)
-        done = self.job.done(stage.name)
+        done = self.job.store.done(stage.name)
         shards = [s for phase in phases for place, s in enumerate(phase) if self.takes(place)]
-        self.job.log_plan(stage, phases)
+        self.job.store.log_plan(stage, phases)
         bar: tqdm[Any] = tqdm(
             desc=f"{stage.name:9s}", total=sum(s.size for s in shards), unit=stage.unit,
-            initial=sum(s.size for s in shards if s.name in done), disable=not self.job.progress, mininterval=0.5,
+            initial=sum(s.size for s in shards if s.name in done),
+            disable=not self.job.runtime.progress, mininterval=0.5,
         )  # fmt: skip
-        self._open.append(_Open(stage, deque(phases), bar))
+        self._open.append(_ActiveStage(stage, deque(phases), bar))
 
-    def _next_phase(self, one: _Open, check: Check) -> None:
+    def _next_phase(self, one: _ActiveStage, check: Check) -> None:
         """On to the next phase that lacks shards, once this one has them all."""
         while not one.missing:
-            done = self.job.done(one.stage.name)
+            done = self.job.store.done(one.stage.name)
             check(one.stage, done)
             left = [(place, s) for place, s in enumerate(one.phase) if s.name not in done]
             ours = [s for place, s in left if self.takes(place)]
@@ -121,7 +124,7 @@ class Scheduler:
             one.todo = deque(sorted(mine, key=lambda s: -s.size))  # the longest first: no long one is left for the end
             one.missing = {s.name for s in mine}
 
-    def _wait_for_sight(self, one: _Open, shards: list[Shard]) -> None:
+    def _wait_for_sight(self, one: _ActiveStage, shards: list[Shard]) -> None:
         now = time.monotonic()
         one.unseen_since = one.unseen_since or now
         if now - one.unseen_since > STALE:
@@ -144,7 +147,7 @@ class Scheduler:
             say(f"{task.stage} {task.shard.name} takes long: it runs a second time beside")
             self._send(self._of(task), task.shard)
 
-    def _send(self, one: _Open, shard: Shard) -> None:
+    def _send(self, one: _ActiveStage, shard: Shard) -> None:
         attempt = one.attempts.get(shard.name, 0)
         one.attempts[shard.name] = attempt + 1
         task = Task(one.stage.name, shard, attempt, one.later)
@@ -164,7 +167,7 @@ class Scheduler:
             for task, flight in self._flights.items():
                 limit = max(SLOW * usual * task.shard.size, SLOW_SECONDS)
                 slow = task.stage == one.stage.name and now - max(flight.since, self._idle_since) > limit
-                if slow and task not in self._losers and not self._twins(task):
+                if slow and task not in self._duplicates and not self._twins(task):
                     found.append(task)
         return found
 
@@ -172,16 +175,16 @@ class Scheduler:
         """Other attempts at the same shard that are in flight."""
         return [t for t in self._flights if t != task and (t.stage, t.shard) == (task.stage, task.shard)]
 
-    def _of(self, task: Task) -> _Open:
+    def _of(self, task: Task) -> _ActiveStage:
         return next(one for one in self._open if one.stage.name == task.stage)
 
-    def _hear(self, outcomes: list[Outcome]) -> None:
+    def _handle_outcomes(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             flight = self._flights.pop(outcome.task, None)
             if flight is None:
                 continue
-            loser = outcome.task in self._losers
-            self._losers.discard(outcome.task)
+            loser = outcome.task in self._duplicates
+            self._duplicates.discard(outcome.task)
             if outcome.fatal:
                 raise UsageError(outcome.error)
             if not outcome.error and not loser:
@@ -197,7 +200,7 @@ class Scheduler:
         one.bar.update(task.shard.size)
         if seconds is not None:
             one.rates.append(seconds / max(task.shard.size, 1))
-        self._losers |= set(self._twins(task))
+        self._duplicates |= set(self._twins(task))
         self._progress = time.monotonic()
 
     def _again(self, task: Task, why: str) -> None:
@@ -210,19 +213,19 @@ class Scheduler:
         elif one.attempts[task.shard.name] >= ATTEMPTS:
             raise UsageError(
                 f"{task.stage} {task.shard.name} failed {ATTEMPTS} times, last with: {why or 'no word from its worker'}"
-                f" (see {self.job.root / layout.LOGS}); what is done is kept: run the same command to go on"
+                f" (see {self.job.store.root / layout.LOGS}); what is done is kept: run the same command to go on"
             )
         else:
             say(f"{task.stage} {task.shard.name} is sent again: {why}")
             one.todo.appendleft(task.shard)
 
-    def _look(self) -> None:
+    def _poll_records(self) -> None:
         now = time.monotonic()
         if now - self._looked < LOOK:
             return
         self._looked = now
         for task, flight in list(self._flights.items()):
-            if task in self._losers:
+            if task in self._duplicates:
                 continue
             if flight.committed is None and self._committed(task):
                 flight.committed = now
@@ -232,18 +235,18 @@ class Scheduler:
         if now - self._progress > self.patience:
             self._progress = now
             for task in list(self._flights):
-                lost = task not in self._losers
+                lost = task not in self._duplicates
                 self._abandon(task)
                 if lost:
                     self._again(task, f"nothing was done for {self.patience:.0f} s")
 
     def _abandon(self, task: Task) -> None:
         del self._flights[task]
-        self._losers.discard(task)
+        self._duplicates.discard(task)
         self.engine.drop(task)
 
     def _committed(self, task: Task) -> bool:
-        return (self.job.root / layout.record(self.job.run, task.stage, task.shard.name)).exists()
+        return (self.job.store.root / layout.record(self.job.store.run, task.stage, task.shard.name)).exists()
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.executors.readiness import wait_for_inputs
 from pipeline.job import Job, Shard, Stage
-from pipeline.machine import set_up
+from pipeline.runtime.devices import set_up
 from pipeline.runtime.timing import counting
 from pipeline.stages import stage_named
 from store.errors import UsageError
@@ -20,7 +20,7 @@ from store.publish import DisagreementError
 
 
 @dataclass(frozen=True)
-class Given:
+class WorkerSpec:
     """What a worker is begun with. `folder` is where the command was given: a config's paths are relative to it."""
 
     config: Config
@@ -52,11 +52,13 @@ class Outcome:
     fatal: bool = False
 
 
-def given(job: Job, **where: str) -> Given:
-    return Given(job.config, job.root.absolute(), os.getcwd(), job.device, job.fingerprint, where)
+def given(job: Job, **where: str) -> WorkerSpec:
+    return WorkerSpec(
+        job.spec.config, job.store.root.absolute(), os.getcwd(), job.spec.device, job.spec.fingerprint, where
+    )
 
 
-def begin(given: Given) -> Job:
+def begin(given: WorkerSpec) -> Job:
     """A worker's job. Raises UsageError where this machine would compute something else than the one that asked."""
     try:
         os.chdir(given.folder)
@@ -67,7 +69,7 @@ def begin(given: Given) -> Job:
         ) from error
     set_up()
     job = Job(given.config, given.root, progress=False, device=given.device, where=given.where)
-    if job.fingerprint != given.fingerprint:
+    if job.spec.fingerprint != given.fingerprint:
         raise UsageError(
             f"{os.uname().nodename} would compute another run than the machine that asked: "
             "install the same versions of torch and unitscope, and the same weights, on every node"
@@ -92,8 +94,8 @@ def perform(job: Job, task: Task) -> Outcome:
 def run_shard(job: Job, stage: Stage, shard: Shard, advance: Callable[[int], None] = lambda _: None) -> None:
     """Runs one shard. Another process may finish it, or the whole stage, and take the partials away meanwhile: then it
     is done. Two that finished and disagree are an error."""
-    names = {"run": job.run, "stage": stage.name, "shard": shard.name}
-    job.log.write("begin", **names)
+    names = {"run": job.store.run, "stage": stage.name, "shard": shard.name}
+    job.store.log.write("begin", **names)
     started = time.perf_counter()
     with counting() as phases:
         try:
@@ -101,18 +103,18 @@ def run_shard(job: Job, stage: Stage, shard: Shard, advance: Callable[[int], Non
             event, more = "done", {}
         except (UsageError, OSError) as error:
             if isinstance(error, DisagreementError) or not _is_done(job, stage, shard):
-                job.log.write("failed", **names, error=str(error))
+                job.store.log.write("failed", **names, error=str(error))
                 raise
             event, more = "overtaken", {"error": str(error)}
         except Exception:
-            job.log.write("failed", **names, error=traceback.format_exc())
+            job.store.log.write("failed", **names, error=traceback.format_exc())
             raise
     seconds = time.perf_counter() - started
     facts = {"seconds": round(seconds, 4), "phases": phases.rounded(), "size": shard.size, "unit": stage.unit}
     if stage.unit == "img":
         facts["images_per_second"] = round(shard.size / max(seconds, 1e-9), 2)
-    job.log.write(event, **names, device=job.device, **facts, **more)
+    job.store.log.write(event, **names, device=job.spec.device, **facts, **more)
 
 
 def _is_done(job: Job, stage: Stage, shard: Shard) -> bool:
-    return job.record(stage.name, shard.name) is not None or job.record(stage.name, "finish") is not None
+    return job.store.record(stage.name, shard.name) is not None or job.store.record(stage.name, "finish") is not None

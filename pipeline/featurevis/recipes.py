@@ -26,8 +26,8 @@ from pipeline.featurevis.renderer import Renderer
 from pipeline.featurevis.settings import Settings
 from pipeline.featurevis.subnetwork import Subnetwork
 from pipeline.featurevis.transforms import Jitter, RandomRotate, RandomScale
-from pipeline.machine import DTYPES
 from pipeline.models import Model
+from pipeline.runtime.devices import DTYPES
 from store.errors import UsageError
 
 Explained = Image.Image | NDArray[Any] | Tensor

@@ -19,8 +19,8 @@ from pipeline.featurevis.settings import Settings
 from pipeline.featurevis.subnetwork import Subnetwork
 from pipeline.featurevis.transforms import sizes
 from pipeline.graph import Layer
-from pipeline.machine import DTYPES
 from pipeline.models import Model
+from pipeline.runtime.devices import DTYPES
 from store.errors import UsageError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.featurevis.parameterizations import COLORS, PARAMETERIZATIONS, Parameterization
 from pipeline.featurevis.transforms import NAMED, CollapseAlpha, Size, Transform, default_of
-from pipeline.machine import DTYPES
+from pipeline.runtime.devices import DTYPES
 from store.errors import UsageError
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {

@@ -13,7 +13,7 @@ from torch.fx import graph_module
 
 from pipeline.featurevis.redirect import redirected
 from pipeline.featurevis.transforms import Size
-from pipeline.graph import Layer, arranged, fold_norms, truncated
+from pipeline.graph import Layer, fold_norms, fused, truncated
 from pipeline.models import Model
 
 
@@ -40,8 +40,8 @@ class Subnetwork:
             wanted = {layer.node for layer in layers}
             cut = fold_norms(truncated(model.graph.module, layers), wanted)
             own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False).to(dtype)
-            self.plain = arranged(own, wanted, clips=True)
-            self.redirected = redirected(arranged(own, wanted, clips=False))  # its clips have gradients of their own
+            self.plain = fused(own, wanted, clips=True)
+            self.redirected = redirected(fused(own, wanted, clips=False))  # its clips have gradients of their own
 
     def __call__(self, x: Tensor, redirect: bool = False) -> dict[str, Tensor]:
         """Activations [n, C, H, W], float32, by layer, of pictures [n, channels, h, w] in 0..1."""

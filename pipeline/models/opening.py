@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pipeline.models import efficientnet_lite, labels, preprocessing, weights
+from pipeline.data import imagenet
+from pipeline.models import efficientnet_lite, preprocessing, weights
 from pipeline.models.preprocessing import Preprocess
 from store.errors import UsageError
 
@@ -67,7 +68,7 @@ def open_model(source: str, weights: str | None = None, name: str | None = None)
     if not SLUG.fullmatch(name):
         raise UsageError(f"model name {name!r}: only a-z, 0-9, dot, underscore and hyphen, beginning with a-z or 0-9")
     network.eval().requires_grad_(False)
-    space = labels.IMAGENET if names == labels.imagenet_labels() else name
+    space = imagenet.IMAGENET if names == imagenet.imagenet_labels() else name
     return Model(name, source, weights, family, network, preprocess, names, space)
 
 
@@ -112,7 +113,7 @@ def _open_timm(name: str, chosen: str) -> _Opened:
             network = timm.create_model(name)
         _load_other(network, chosen)
     config = resolve_data_config({}, model=network)
-    known = labels.imagenet_labels() if getattr(network, "num_classes", 0) == 1000 else None
+    known = imagenet.imagenet_labels() if getattr(network, "num_classes", 0) == 1000 else None
     embedded = chosen.replace("-", "_") == f"package:{efficientnet_lite.PACKAGE}"
     return network, efficientnet_lite.PREPROCESS if embedded else preprocessing.from_timm(config), known
 

@@ -1,8 +1,8 @@
 """Where a shard's time goes: seconds by phase, counted in whichever threads work for it.
 
-`with phase("forward"): ...` counts for the shard that the calling thread works for (`counting`), and a phase inside a
-phase is taken off the outer one. Thread pools hand the shard on with `carried`. Clocks are the host's: on a GPU, work
-that is only queued counts where the host first waits for it.
+`with phase("forward"): ...` counts for the shard that the calling thread works for (`counting`). The time of a phase
+inside another is taken off the outer one. Thread pools hand the shard on with `propagate_timing`. Clocks are those of
+the host: on a GPU, work that is only queued counts where the host first waits for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _inside = threading.local()  # seconds of the phases inside the one that is open
 
 @contextmanager
 def counting() -> Iterator[Seconds]:
-    """Phases of this thread, and of what it hands on with `carried`, count here."""
+    """Phases of this thread, and of what it hands on with `propagate_timing`, count here."""
     seconds = Seconds()
     token = _counted.set(seconds)
     try:
@@ -81,7 +81,7 @@ def timed(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return wrap
 
 
-def carried(function: Callable[P, T]) -> Callable[P, T]:
+def propagate_timing(function: Callable[P, T]) -> Callable[P, T]:
     """The function for another thread, where its phases count for the shard that this thread works for."""
     seconds = _counted.get()
 
@@ -95,7 +95,7 @@ def carried(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def waits(items: Iterable[T]) -> Iterator[T]:
+def timed_iter(items: Iterable[T]) -> Iterator[T]:
     """The items; drawing one counts as waiting for data."""
     drawn = iter(items)
     while True:

@@ -1,4 +1,4 @@
-"""What one batch of pictures gives for every unit, and the two reducers that fill it."""
+"""The statistics of one batch of pictures, for every unit, and the buffers that reducers write them to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.graph import Layer
 from store.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Measured:
+class BatchStatistics:
     """Per image and unit, [images, units]; units in the order of (layer, channel).
 
     max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme (argmin: 0 where the layer
@@ -37,7 +38,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Where the reducers write, on the network's device: tensors [images, units] as `Measured` has them, without mean.
+    """Where the reducers write, on the network's device: the tensors [images, units] of
+    `BatchStatistics`, without mean.
 
     One transfer a batch, not one a layer, so that a GPU is never waited for inside the pass.
     """
@@ -59,10 +61,10 @@ class Buffers:
         """Those of some images, in the same memory."""
         return Buffers(*(getattr(self, f.name)[first:last] for f in fields(self)))
 
-    def measured(self, positions: NDArray[np.float64]) -> Measured:
+    def measured(self, positions: NDArray[np.float64]) -> BatchStatistics:
         """On the CPU (the same memory, where they are there); `positions`: that each unit's sums run over."""
         found = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
-        return Measured(mean=(found["sum"] / positions).astype(np.float32), **found)
+        return BatchStatistics(mean=(found["sum"] / positions).astype(np.float32), **found)
 
 
 def empty(images: int, units: int, device: torch.device | str = "cpu") -> Buffers:
@@ -76,59 +78,27 @@ def empty(images: int, units: int, device: torch.device | str = "cpu") -> Buffer
     )  # fmt: skip
 
 
-Reducer = Callable[[Tensor, slice, bool, Buffers], None]  # activation [n, C, H, W], its units, signed, where to write
+@dataclass(frozen=True)
+class UnitIndex:
+    """The units of some layers in the store's order: (layer, channel)."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each layer's units begin, and the total: int64 [layers + 1]."""
+        return np.cumsum([0, *(layer.channels for layer in self.layers)]).astype(np.int64)
+
+    def slice(self, place: int) -> slice:
+        offsets = self.offsets
+        return slice(int(offsets[place]), int(offsets[place + 1]))
+
+    def name(self, unit: int) -> str:
+        place = int(np.searchsorted(self.offsets, unit, side="right")) - 1
+        return f"{self.layers[place].name}:{unit - int(self.offsets[place])}"
 
 
-def reduce_numba(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
-    """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
-    from pipeline.scan.reduce.cpu import reduce_rows
-
-    images, channels, height, width = x.shape
-    rows = x.float().permute(0, 2, 3, 1)
-    if rows.stride(3) != 1 or (height > 1 and width > 1 and rows.stride(1) != width * rows.stride(2)):
-        rows = rows.contiguous()
-    position_stride = rows.stride(2) if width > 1 else rows.stride(1) if height > 1 else channels
-    span = (images - 1) * rows.stride(0) + (height * width - 1) * position_stride + channels
-    flat = torch.as_strided(rows, (span,), (1,)).numpy()
-    reduce_rows(
-        flat, rows.stride(0), position_stride, images, height * width, channels, signed,
-        *(array[:images, units] for array in out.arrays),
-    )  # fmt: skip
-
-
-def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
-    """The same with torch's own reductions, on any device, without waiting for it."""
-    images = x.shape[0]
-    flat = x.float().flatten(2)
-    out.max[:images, units], out.argmax[:images, units] = first_extreme(flat, largest=True)
-    if signed:
-        out.min[:images, units], out.argmin[:images, units] = first_extreme(flat, largest=False)
-    else:
-        out.min[:images, units] = flat.amin(2)
-    shift = flat[:, :, :1]
-    deviations = flat - shift  # as the compiled reducer: a constant has exactly no variance
-    total = deviations.sum(2, dtype=torch.float64)
-    square = deviations.square().sum(2, dtype=torch.float64)
-    first, count = shift[:, :, 0].double(), flat.shape[2]
-    out.sum[:images, units] = total + count * first
-    out.square[:images, units] = square + first * (2 * total + count * first)
-    out.active[:images, units] = (flat > 0).sum(2, dtype=torch.int32)
-
-
-def first_extreme(flat: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Extreme over the last axis and the first place that has it (`torch.max` promises no order among ties)."""
-    value = flat.amax(2) if largest else flat.amin(2)
-    places = torch.arange(flat.shape[2], device=flat.device, dtype=torch.int32)
-    beyond = torch.full_like(places, flat.shape[2])
-    return value, torch.where(flat == value[..., None], places, beyond).amin(2)
-
-
-def choose(device: str) -> Reducer:
-    """The fastest reducer for a device: numba on a CPU, torch elsewhere."""
-    return reduce_numba if device == "cpu" else reduce_torch
-
-
-def check_finite(out: Measured, images: int, names: Callable[[int], str]) -> None:
+def check_finite(out: BatchStatistics, images: int, names: Callable[[int], str]) -> None:
     """A NaN or an infinity anywhere reaches the sums. Raises UsageError that names the first unit."""
     bad = ~np.isfinite(out.square[:images])
     if bad.any():

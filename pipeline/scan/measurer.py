@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,30 +15,11 @@ from torch import Tensor, fx
 from pipeline import graph
 from pipeline.graph import Layer
 from pipeline.graph.compile import compiled
-from pipeline.machine import DTYPES
 from pipeline.models import Model
+from pipeline.runtime.devices import DTYPES
 from pipeline.runtime.timing import timed
-from pipeline.scan.batch_statistics import Buffers, Measured, check_finite, choose, empty
-
-
-@dataclass(frozen=True)
-class Units:
-    """The units of some layers in the store's order: (layer, channel)."""
-
-    layers: tuple[Layer, ...]
-
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """Where each layer's units begin, and the total: int64 [layers + 1]."""
-        return np.cumsum([0, *(layer.channels for layer in self.layers)]).astype(np.int64)
-
-    def slice(self, place: int) -> slice:
-        offsets = self.offsets
-        return slice(int(offsets[place]), int(offsets[place + 1]))
-
-    def name(self, unit: int) -> str:
-        place = int(np.searchsorted(self.offsets, unit, side="right")) - 1
-        return f"{self.layers[place].name}:{unit - int(self.offsets[place])}"
+from pipeline.scan.batch_statistics import BatchStatistics, Buffers, UnitIndex, check_finite, empty
+from pipeline.scan.reduce import choose
 
 
 class Measurer:
@@ -59,7 +40,7 @@ class Measurer:
     ) -> None:
         self.model = model
         self.layers = choose_layers(model, layers)
-        self.units = Units(self.layers)
+        self.units = UnitIndex(self.layers)
         self._slices = {layer.name: self.units.slice(i) for i, layer in enumerate(self.layers)}
         self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
         self._reduce = choose(self.device.type)
@@ -76,7 +57,7 @@ class Measurer:
         self._positions = np.concatenate(counts)
         self._current = threading.local()  # what this thread's forward pass fills
 
-    def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> Measured:
+    def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> BatchStatistics:
         """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
         if self.device.type != "cpu":
@@ -84,7 +65,7 @@ class Measurer:
         return self.pictures(x)
 
     @timed("forward")
-    def pictures(self, x: Tensor) -> Measured:
+    def pictures(self, x: Tensor) -> BatchStatistics:
         """The same for float pictures [n, channels, H, W] in 0..1, or uint8."""
         buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
@@ -96,9 +77,9 @@ class Measurer:
     def _in_pieces(self, first_half: fx.GraphModule, x: Tensor, buffers: Buffers) -> Tensor:
         """What the first half hands on."""
         found = []
-        for first in range(0, len(x), graph.PIECE):
-            self._current.out = buffers.rows(first, first + graph.PIECE)
-            found.append(first_half(self.input(x[first : first + graph.PIECE])))
+        for first in range(0, len(x), graph.STEM_BATCH):
+            self._current.out = buffers.rows(first, first + graph.STEM_BATCH)
+            found.append(first_half(self.input(x[first : first + graph.STEM_BATCH])))
         self._current.out = buffers
         return torch.cat(found)
 
@@ -143,4 +124,4 @@ def folded_network(model: Model, layers: Sequence[Layer], arrange: bool = True) 
     wanted = {layer.node for layer in layers}
     folded = graph.fold_norms(model.graph.module, keep=wanted)
     own = copy.deepcopy(folded).to(memory_format=torch.channels_last)
-    return graph.arranged(own, keep=wanted, clips=True) if arrange else own
+    return graph.fused(own, keep=wanted, clips=True) if arrange else own

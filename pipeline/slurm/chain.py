@@ -83,17 +83,17 @@ def missing_shares(job: Job, stage: str, array: int) -> Missing:
         return Missing(tuple(range(share)), share)
     first = found.phases(job)[0]
     of = max(1, min(array, len(first)))
-    done = set(job.done(stage))
+    done = set(job.store.done(stage))
     return Missing(tuple(sorted({i % of for i, shard in enumerate(first) if shard.name not in done})), of)
 
 
 def _most_scans(job: Job) -> int:
-    return -(-len(job.entries) // job.config.scan.shard_size)
+    return -(-len(job.dataset.entries) // job.spec.config.scan.shard_size)
 
 
 def _most_examples(job: Job) -> int:
-    pictures = min(len(job.entries), int(job.units.offsets[-1]) * job.config.examples.count)
-    return -(-pictures // job.config.scan.shard_size)
+    pictures = min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * job.spec.config.examples.count)
+    return -(-pictures // job.spec.config.scan.shard_size)
 
 
 def _most_visualizations(job: Job) -> int:
@@ -102,7 +102,7 @@ def _most_visualizations(job: Job) -> int:
 
 _MOST: dict[str, Callable[[Job], int]] = {
     "scan": _most_scans,
-    "fold": lambda job: len(job.layers),
+    "fold": lambda job: len(job.spec.layers),
     "examples": _most_examples,
     "visualize": _most_visualizations,
 }
@@ -118,6 +118,6 @@ def unready(job: Job, check: str) -> str:
             return f"all shards of {stage}"
         phases = stage_named(stage).phases(job)
         wanted = {s.name for phase in (phases[:1] if stage in own else phases) for s in phase}
-        if left := wanted - set(job.done(stage)):
+        if left := wanted - set(job.store.done(stage)):
             return f"{len(left)} shard(s) of {stage}"
     return ""

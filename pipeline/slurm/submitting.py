@@ -50,12 +50,12 @@ def submit(job: Job, options: Options, dry_run: bool = False) -> str:
     store are still queued."""
     wanted = chain.steps(job, options.array)
     if not wanted:
-        return f"{job.root}: {job.run} is complete; there is nothing to submit"
-    number = 1 + max((j.chain for j in queue.submitted(job.root)), default=0)
+        return f"{job.store.root}: {job.store.run} is complete; there is nothing to submit"
+    number = 1 + max((j.chain for j in queue.submitted(job.store.root)), default=0)
     if dry_run:
         return "\n".join(_script(job, options, step, number) + _command_text(options, step) for step in wanted)
     _refuse_queued(job)
-    publish.ensure_store(job.root)
+    publish.ensure_store(job.store.root)
     return "\n".join(_submit(job, options, wanted, number))
 
 
@@ -63,30 +63,30 @@ def _refuse_queued(job: Job) -> None:
     found = queue.queued()
     if found is None:
         raise UsageError("this machine has no Slurm (no squeue): --dry-run prints what would be submitted")
-    steps = queue.of_store(queue.submitted(job.root), found)
+    steps = queue.of_store(queue.submitted(job.store.root), found)
     if steps:
         names = sorted({one.job for entries in steps.values() for one in entries}, key=int)
         raise UsageError(
-            f"jobs of {job.root} are queued already ({', '.join(names)}): wait for them (`unitscope status`), "
+            f"jobs of {job.store.root} are queued already ({', '.join(names)}): wait for them (`unitscope status`), "
             f"or `scancel {' '.join(names)}`"
         )
 
 
 def _submit(job: Job, options: Options, wanted: list[Step], number: int) -> list[str]:
-    log = Log(job.root, {"engine": "slurm"}, kind="slurm")
-    done = len(publish.records(job.root, job.run))
+    log = Log(job.store.root, {"engine": "slurm"}, kind="slurm")
+    done = len(publish.records(job.store.root, job.store.run))
     ids: dict[str, str] = {}
     lines = []
     for step in wanted:
-        path = job.root / layout.LOGS / "slurm" / f"chain-{number}" / f"{step.name}.sbatch"
+        path = job.store.root / layout.LOGS / "slurm" / f"chain-{number}" / f"{step.name}.sbatch"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_script(job, options, step, number))
         ids[step.name] = _sbatch(options, step, [ids[name] for name in step.after], path)
-        log.write("submitted", chain=number, run=job.run, step=step.name, job=ids[step.name], done=done)
+        log.write("submitted", chain=number, run=job.store.run, step=step.name, job=ids[step.name], done=done)
         tasks = f", {len(step.indices)} task(s)" if step.indices else ""
         after = f" after {', '.join(step.after)}" if step.after else ""
         lines.append(f"{ids[step.name]:>8}  {step.name}{tasks}{after}")
-    return [f"chain {number} of {job.run}, to watch with `unitscope status {job.root}`", *lines]
+    return [f"chain {number} of {job.store.run}, to watch with `unitscope status {job.store.root}`", *lines]
 
 
 def _sbatch(options: Options, step: Step, after: list[str], path: Path) -> str:
@@ -107,7 +107,7 @@ def _command_text(options: Options, step: Step) -> str:
 
 def _script(job: Job, options: Options, step: Step, number: int) -> str:
     """A batch script. `exec`: what Slurm sees die is the command itself."""
-    folder = job.root.absolute() / layout.LOGS / "slurm"
+    folder = job.store.root.absolute() / layout.LOGS / "slurm"
     lines = [
         f"--job-name=unitscope-{step.name}", f"--chdir={os.getcwd()}", "--requeue", "--open-mode=append",
         f"--output={folder}/%x-%A_%a.out" if step.indices else f"--output={folder}/%x-%j.out",
@@ -127,7 +127,7 @@ def _command(job: Job, options: Options, step: Step, number: int) -> str:
     if first == "slurm":
         words = [first, options.config, *options.words(), *rest, "--chain", str(number)]
     else:
-        words = [first, options.config, "--store", options.store, *rest, "--device", job.device]
+        words = [first, options.config, "--store", options.store, *rest, "--device", job.spec.device]
     words = [sys.executable, "-m", "unitscope", *words]
     return " ".join(w.format(index="$SLURM_ARRAY_TASK_ID") if "{index}" in w else shlex.quote(w) for w in words)
 
@@ -146,7 +146,7 @@ def _ranges(indices: tuple[int, ...]) -> str:
 def check(job: Job, options: Options, stage: str, number: int) -> str:
     """The job behind a stage's array. Where all its shards are there it does the rest of the stage; else a new chain
     takes over. Raises UsageError where the chain before committed nothing."""
-    submitted = queue.submitted(job.root)
+    submitted = queue.submitted(job.store.root)
     if any(one.chain > number for one in submitted):
         return f"chain {number} was replaced already"
     left = chain.unready(job, stage)
@@ -155,9 +155,9 @@ def check(job: Job, options: Options, stage: str, number: int) -> str:
         return f"{stage}: complete"
     before = next((one.done for one in submitted if one.chain == number), -1)
     _take_back(number, stage, submitted)
-    if len(publish.records(job.root, job.run)) <= before:
+    if len(publish.records(job.store.root, job.store.run)) <= before:
         raise UsageError(
-            f"chain {number} committed nothing and {left} are missing: see {job.root / layout.LOGS / 'slurm'}; "
+            f"chain {number} committed nothing and {left} are missing: see {job.store.root / layout.LOGS / 'slurm'}; "
             "`unitscope slurm` submits what is missing once the cause is gone"
         )
     lines = _submit(job, options, chain.steps(job, options.array), number + 1)

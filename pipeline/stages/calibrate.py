@@ -14,27 +14,27 @@ MOST_DEAD = 0.98  # units silent on the whole sample: wrong weights or preproces
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    sample = job.config.calibrate.images
-    return [[Shard("calibrate", 0, sample, sample if len(job.readable) > sample else 1)]]
+    sample = job.spec.config.calibrate.images
+    return [[Shard("calibrate", 0, sample, sample if len(job.dataset.readable) > sample else 1)]]
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     facts: dict[str, object] = {"sample": 0}
-    if len(job.readable) <= shard.last:
+    if len(job.dataset.readable) <= shard.last:
         advance(1)
     else:
         facts = _look(job, shard.last, advance)
-    with job.publication("calibrate", shard.name) as out:
+    with job.store.publication("calibrate", shard.name) as out:
         return out.commit(facts)
 
 
 def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, object]:
-    rng = np.random.default_rng(job.config.calibrate.seed)
-    ids = np.sort(rng.choice(job.readable, sample, replace=False))
-    highest = np.full(int(job.units.offsets[-1]), -np.inf, np.float32)
+    rng = np.random.default_rng(job.spec.config.calibrate.seed)
+    ids = np.sort(rng.choice(job.dataset.readable, sample, replace=False))
+    highest = np.full(int(job.spec.units.offsets[-1]), -np.inf, np.float32)
     lowest = np.full_like(highest, np.inf)
     fired, seen = np.zeros(len(highest), np.int64), 0
-    for batch, found in job.measured(ids):
+    for batch, found in job.runtime.measured(ids):
         advance(len(batch.ids) + len(batch.bad))
         if found is None:
             continue
@@ -45,7 +45,7 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
     silent = float((highest == lowest).mean())
     if silent > MOST_DEAD:
         raise UsageError(
-            f"{silent:.0%} of the units of {job.model.name} are constant on {seen} pictures: "
+            f"{silent:.0%} of the units of {job.spec.model.name} are constant on {seen} pictures: "
             "check [model] weights and the preprocessing before scanning all"
         )
     return {"sample": seen, "share_firing": round(float(fired.sum() / max(seen, 1) / len(highest)), 6)}
@@ -53,8 +53,8 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
 
 def refuse_wrong_signs(job: Job, lowest: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
     """The graph says which layers cannot be negative; a value that is disproves it."""
-    for place, layer in enumerate(job.layers):
-        if not layer.signed and lowest[job.units.slice(place)].min() < 0:
+    for place, layer in enumerate(job.spec.layers):
+        if not layer.signed and lowest[job.spec.units.slice(place)].min() < 0:
             raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
 
 

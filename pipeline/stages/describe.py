@@ -11,9 +11,9 @@ from store.schema import Table
 
 
 def description_tables(job: Job) -> dict[Table, dict[str, Any]]:
-    model, preprocess = job.model, job.model.preprocess
-    names = {"model": model.name, "dataset": job.dataset}
-    layers = job.layers
+    model, preprocess = job.spec.model, job.spec.model.preprocess
+    names = {"model": model.name, "dataset": job.dataset.name}
+    layers = job.spec.layers
     edges = model.graph.edges(layers)
     described = {
         "layer_index": list(range(len(layers))),
@@ -30,7 +30,7 @@ def description_tables(job: Job) -> dict[Table, dict[str, Any]]:
             "label_space": model.label_space, "input_height": preprocess.height, "input_width": preprocess.width,
             "preprocessing": json.dumps(preprocess.as_dict(), sort_keys=True),
         },
-        schema.RUNS: {"run": job.run, **names, "fingerprint": job.fingerprint},
+        schema.RUNS: {"run": job.store.run, **names, "fingerprint": job.spec.fingerprint},
         schema.LAYERS: names | described,
         schema.EDGES: names | {"source": [a for a, _ in edges], "target": [b for _, b in edges]},
     }  # fmt: skip

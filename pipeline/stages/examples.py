@@ -20,8 +20,8 @@ from pipeline import graph
 from pipeline.data.loading import Batch
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
-from pipeline.machine import in_order
-from pipeline.runtime.timing import timed, waits
+from pipeline.runtime.ordered_map import ordered_map
+from pipeline.runtime.timing import timed, timed_iter
 from pipeline.scan.measurer import folded_network
 from store import hdf5, layout, parquet
 from store.hdf5 import Array
@@ -55,22 +55,22 @@ class Wanted:
 
 
 def _wanted(job: Job) -> Wanted:
-    table = parquet.read(job.root / layout.table(job.run, "top_examples"))
+    table = parquet.read(job.store.root / layout.table(job.store.run, "top_examples"))
     rank, ids = table["rank"].to_numpy().astype(np.int64), table["image_id"].to_numpy()
     names = table["layer"].combine_chunks()
-    index = {layer.name: i for i, layer in enumerate(job.layers)}
+    index = {layer.name: i for i, layer in enumerate(job.spec.layers)}
     places = np.array([index[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()]
     high = np.array([d == "highest" for d in table["direction"].combine_chunks().dictionary.to_pylist()])
     is_high = high[table["direction"].combine_chunks().indices.to_numpy()]
-    near = rank <= job.config.examples.count
+    near = rank <= job.spec.config.examples.count
     maps = np.flatnonzero(near & is_high)
     maps = maps[np.lexsort((places[maps], ids[maps]))]
     channel = table["channel"].to_numpy().astype(np.int64)
-    return Wanted(ids[maps], places[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.layers))
+    return Wanted(ids[maps], places[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.spec.layers))
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    size, total = job.config.scan.shard_size, len(_wanted(job).pictures)
+    size, total = job.spec.config.scan.shard_size, len(_wanted(job).pictures)
     cuts = [(a, min(a + size, total)) for a in range(0, total, size)]
     return [[Shard(f"{i:05d}", a, b, b - a) for i, (a, b) in enumerate(cuts)], [Shard("finish")]]
 
@@ -96,18 +96,18 @@ class _Maps:
 
     def __init__(self, job: Job, wanted: Wanted) -> None:
         self.job, self.wanted = job, wanted
-        self.places = {layer.name: i for i, layer in enumerate(job.layers)}
-        network = folded_network(job.model, job.layers).to(job.device)
-        self.network = graph.with_taps(network, job.layers, self._tap)
+        self.places = {layer.name: i for i, layer in enumerate(job.spec.layers)}
+        network = folded_network(job.spec.model, job.spec.layers).to(job.spec.device)
+        self.network = graph.with_taps(network, job.spec.layers, self._tap)
         self.current = threading.local()
 
     @timed("forward")
     def __call__(self, batch: Batch) -> tuple[Batch, _Found]:
         self.current.ids, self.current.found = batch.ids.tolist(), _Found()
         if len(batch.ids):
-            x = torch.from_numpy(batch.pixels).to(self.job.device).float() / 255
+            x = torch.from_numpy(batch.pixels).to(self.job.spec.device).float() / 255
             with torch.inference_mode():
-                self.network(self.job.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
+                self.network(self.job.spec.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
         return batch, self.current.found
 
     @timed("reduce")
@@ -136,20 +136,22 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     ids = wanted.pictures[shard.first : shard.last]
     jpegs: list[bytes] = []
     total = _Found()
-    for batch, found in in_order(_Maps(job, wanted), waits(job.batches(ids)), job.streams, job.network_threads):
+    for batch, found in ordered_map(
+        _Maps(job, wanted), timed_iter(job.runtime.batches(ids)), job.runtime.streams, job.runtime.network_threads
+    ):
         if batch.bad:
-            raise OSError(f"{job.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
+            raise OSError(f"{job.dataset.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
         for place, maps in found.maps.items():
             total.maps.setdefault(place, []).extend(maps)
             total.owners.setdefault(place, []).extend(found.owners[place])
-        jpegs += [_jpeg(p, job.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
+        jpegs += [_jpeg(p, job.spec.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
         advance(len(batch.ids))
     arrays = _flat(ids, jpegs)
     for place in sorted(total.maps):
         arrays[f"{place}/maps"] = Array(np.concatenate(total.maps[place]), None, "gzip")
         arrays[f"{place}/owners"] = Array(np.concatenate(total.owners[place]), None, "gzip")
-    with job.publication("examples", shard.name) as out:
-        hdf5.write(out.path(layout.partial(job.run, "examples", f"{shard.name}.h5")), arrays)
+    with job.store.publication("examples", shard.name) as out:
+        hdf5.write(out.path(layout.partial(job.store.run, "examples", f"{shard.name}.h5")), arrays)
         return out.commit()
 
 
@@ -171,15 +173,15 @@ def _flat(ids: NDArray[np.int64], jpegs: list[bytes]) -> dict[str, Array]:
 
 def _finish(job: Job, shard: Shard) -> Record:
     files = [
-        job.root / layout.partial(job.run, "examples", f"{name}.h5")
-        for name in sorted(job.done("examples"))
+        job.store.root / layout.partial(job.store.run, "examples", f"{name}.h5")
+        for name in sorted(job.store.done("examples"))
         if name != "finish"
     ]
     ids = np.concatenate([np.zeros(0, np.int64), *(hdf5.read(f, "image_ids") for f in files)])
     jpegs = [j for f in files for j in _split(hdf5.read(f, "offsets"), hdf5.read(f, "jpeg"))]
     arrays = _flat(ids, jpegs)
-    for place, layer in enumerate(job.layers):
-        shape = (layer.channels, job.config.examples.count, min(layer.height, MAP), min(layer.width, MAP))
+    for place, layer in enumerate(job.spec.layers):
+        shape = (layer.channels, job.spec.config.examples.count, min(layer.height, MAP), min(layer.width, MAP))
         full = np.zeros(shape, np.uint8)
         for file in files:
             with hdf5.reading(file) as partial:
@@ -187,8 +189,8 @@ def _finish(job: Job, shard: Shard) -> Record:
                     owners = hdf5.dataset(partial, f"{place}/owners")[()]
                     full[owners[:, 0], owners[:, 1]] = hdf5.dataset(partial, f"{place}/maps")[()]
         arrays[f"maps/{layer.name}"] = Array(full, (1, *shape[1:]), "gzip")
-    with job.publication("examples", shard.name) as out:
-        hdf5.write(out.path(layout.example_images(job.run)), arrays)
+    with job.store.publication("examples", shard.name) as out:
+        hdf5.write(out.path(layout.example_images(job.store.run)), arrays)
         return out.commit({"pictures": len(ids)})
 
 

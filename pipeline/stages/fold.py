@@ -29,8 +29,8 @@ _PARTIAL_TABLES = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    layers = [Shard(f"layer-{i:04d}", i, i + 1, x.channels, x.name) for i, x in enumerate(job.layers)]
-    total = len(job.images)
+    layers = [Shard(f"layer-{i:04d}", i, i + 1, x.channels, x.name) for i, x in enumerate(job.spec.layers)]
+    total = len(job.dataset.images)
     blocks = [
         Shard(f"block-{i:05d}", a, min(a + layout.BLOCK, total)) for i, a in enumerate(range(0, total, layout.BLOCK))
     ]
@@ -40,7 +40,7 @@ def _phases(job: Job) -> list[list[Shard]]:
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     partials = ScanPartials(job)
     if not len(partials.ids):
-        raise UsageError(f"{job.run}: no picture could be decoded, there is nothing to fold")
+        raise UsageError(f"{job.store.run}: no picture could be decoded, there is nothing to fold")
     return fold_shard(job, partials, shard, advance)
 
 
@@ -57,21 +57,21 @@ def fold_shard(job: Job, partials: ScanPartials, shard: Shard, advance: Callable
 
 
 def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
-    layer, run = job.layers[shard.first], job.run
+    layer, run = job.spec.layers[shard.first], job.store.run
     with phase("reduce"):
         result = fold_layer(job, partials, shard.first, advance)
     minimum = np.concatenate([u["minimum"] for u in result.units])
     if not layer.signed and minimum.min() < 0:
         raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
-    names: Columns = {"model": job.model.name, "dataset": job.dataset, "layer": layer.name}
+    names: Columns = {"model": job.spec.model.name, "dataset": job.dataset.name, "layer": layer.name}
     examples = (*result.examples, *result.lowest)
     tables = {
         schema.UNITS: result.units,
-        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.model.preprocess) for e in examples],
+        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.spec.model.preprocess) for e in examples],
         schema.CLASS_STATS: result.class_stats,
         schema.NEIGHBORS: [result.neighbors | {"other_layer": layer.name}],
     }
-    with job.publication("fold", shard.name) as out:
+    with job.store.publication("fold", shard.name) as out:
         for table, pieces in tables.items():
             path = out.path(layout.partial(run, "fold", f"{shard.name}-{table.name}.parquet"))
             parquet.write(path, table, _join(table, names, pieces))
@@ -86,14 +86,14 @@ def _join(table: Table, names: Columns, pieces: Sequence[Columns]) -> pa.Table:
 
 
 def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult, ids: NDArray[np.int64]) -> None:
-    images = len(job.images)
+    images = len(job.dataset.images)
     dense = {}
     for name, blocks in result.codes.items():
         coded = np.concatenate(blocks, axis=1)
         full = np.zeros((coded.shape[1], images), np.uint8)  # rejected pictures keep code 0
         full[:, ids] = coded.T
         dense[name] = Array(full, (1, layout.BLOCK), "huffman")
-    hdf5.write(out.path(layout.codes_by_unit(job.run, shard.layer)), dense)
+    hdf5.write(out.path(layout.codes_by_unit(job.store.run, shard.layer)), dense)
     arrays = {name: Array(np.concatenate(pieces)) for name, pieces in result.edges.items()}
     offsets = np.cumsum([0, *(int(n) for s in result.sketches for n in np.diff(s.offsets))])
     arrays["sketch/offsets"] = Array(offsets.astype(np.int64))
@@ -103,52 +103,55 @@ def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult,
         arrays["directions"] = Array(result.components.directions)
         arrays["deviations"] = Array(result.components.deviations)
     arrays["sample"] = Array(np.concatenate(result.codes["max"], axis=1)[codes.sample(len(ids))].T)
-    hdf5.write(out.path(layout.partial(job.run, "fold", f"{shard.name}.h5")), arrays)
+    hdf5.write(out.path(layout.partial(job.store.run, "fold", f"{shard.name}.h5")), arrays)
 
 
 def _fold_block(job: Job, shard: Shard) -> Record:
     """The image-major copies of the dense record and of the tail, and where images lie, for one range of image ids."""
     block, count = shard.first // layout.BLOCK, shard.last - shard.first
-    units = int(job.units.offsets[-1])
-    with job.publication("fold", shard.name) as out:
+    units = int(job.spec.units.offsets[-1])
+    with job.store.publication("fold", shard.name) as out:
         arrays = {}
         for name in ("max", "mean"):
             data = np.zeros((count, units), np.uint8)
-            for place, layer in enumerate(job.layers):
-                with hdf5.reading(job.root / layout.codes_by_unit(job.run, layer.name)) as file:
-                    data[:, job.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
+            for place, layer in enumerate(job.spec.layers):
+                with hdf5.reading(job.store.root / layout.codes_by_unit(job.store.run, layer.name)) as file:
+                    data[:, job.spec.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
             arrays[name] = Array(data, layout.image_chunk(units), "huffman")
-        hdf5.write(out.path(layout.codes_by_image(job.run, block)), arrays)
-        hdf5.write(out.path(layout.coordinates(job.run, block)), _coordinates(job, arrays["max"].data))
+        hdf5.write(out.path(layout.codes_by_image(job.store.run, block)), arrays)
+        hdf5.write(out.path(layout.coordinates(job.store.run, block)), _coordinates(job, arrays["max"].data))
         tails = []
-        for layer in job.layers:
-            tail = parquet.read(job.root / layout.tail_by_unit(job.run, layer.name))
+        for layer in job.spec.layers:
+            tail = parquet.read(job.store.root / layout.tail_by_unit(job.store.run, layer.name))
             ids = tail["image_id"]
             inside = pc.and_(pc.greater_equal(ids, shard.first), pc.less(ids, shard.last))
             tails.append(tail.filter(inside))
         table = pa.concat_tables(tails).unify_dictionaries()
         order = np.argsort(table["image_id"].to_numpy(), kind="stable")
-        parquet.write(out.path(layout.tail_by_image(job.run, block)), schema.TAIL, table.take(order))
+        parquet.write(out.path(layout.tail_by_image(job.store.run, block)), schema.TAIL, table.take(order))
         return out.commit()
 
 
 def _coordinates(job: Job, data: NDArray[np.uint8]) -> dict[str, Array]:
     """Each image's place among the layer's principal components, from its codes [n, U]."""
     arrays: dict[str, Array] = {}
-    for place, layer in enumerate(job.layers):
+    for place, layer in enumerate(job.spec.layers):
         standard, found = _standard_and_components(job, place, layer.name)
-        near, length = components.coordinates(data[:, job.units.slice(place)], standard, found)
+        near, length = components.coordinates(data[:, job.spec.units.slice(place)], standard, found)
         arrays[f"{layer.name}/coordinates"], arrays[f"{layer.name}/lengths"] = Array(near), Array(length)
     return arrays
 
 
 def _standard_and_components(job: Job, place: int, name: str) -> tuple[NDArray[np.float32], Components]:
     """From the layer's partial, or, when a block is repaired after the last shard, from where that left it."""
-    partial = job.root / layout.partial(job.run, "fold", f"layer-{place:04d}.h5")
+    partial = job.store.root / layout.partial(job.store.run, "fold", f"layer-{place:04d}.h5")
     if partial.exists():
         places, prefix = (partial, partial), ""
     else:
-        places = job.root / layout.array(job.run, "codes"), job.root / layout.array(job.run, "components")
+        places = (
+            job.store.root / layout.array(job.store.run, "codes"),
+            job.store.root / layout.array(job.store.run, "components"),
+        )
         prefix = f"{name}/"
     counts, means = (hdf5.read(places[0], f"{prefix}max/{key}") for key in ("counts", "means"))
     directions, deviations = (hdf5.read(places[1], f"{prefix}{key}") for key in ("directions", "deviations"))
@@ -156,12 +159,12 @@ def _standard_and_components(job: Job, place: int, name: str) -> tuple[NDArray[n
 
 
 def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
-    run, names = job.run, {"model": job.model.name, "dataset": job.dataset}
-    with job.publication("fold", shard.name) as out:
+    run, names = job.store.run, {"model": job.spec.model.name, "dataset": job.dataset.name}
+    with job.store.publication("fold", shard.name) as out:
         for table in _PARTIAL_TABLES:
             parts = [
-                parquet.read(job.root / layout.partial(run, "fold", f"layer-{i:04d}-{table.name}.parquet"))
-                for i in range(len(job.layers))
+                parquet.read(job.store.root / layout.partial(run, "fold", f"layer-{i:04d}-{table.name}.parquet"))
+                for i in range(len(job.spec.layers))
             ]
             path = out.path(layout.table(run, table.name))
             merged = pa.concat_tables(parts).unify_dictionaries()
@@ -177,7 +180,7 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
         _write_predictions(job, partials, out, names)
         _write_edges_and_sketches(job, out)
         _write_comparison(job, out)
-        out.path(layout.config(run)).write_text(configs.to_toml(job.keys))
+        out.path(layout.config(run)).write_text(configs.to_toml(job.spec.keys))
         return out.commit({"images": len(partials.ids), "rejected": len(partials.rejected)})
 
 
@@ -186,8 +189,8 @@ def _write_predictions(job: Job, partials: ScanPartials, out: Publication, names
     if found is None:
         return
     classes, probabilities = found
-    each, labels = classes.shape[1], job.model.labels
-    parquet.write_columns(out.path(layout.table(job.run, "predictions")), schema.PREDICTIONS, names | {
+    each, labels = classes.shape[1], job.spec.model.labels
+    parquet.write_columns(out.path(layout.table(job.store.run, "predictions")), schema.PREDICTIONS, names | {
         "image_id": np.repeat(partials.ids, each),
         "rank": np.tile(np.arange(1, each + 1), len(classes)),
         "class_index": classes.ravel(),
@@ -199,30 +202,30 @@ def _write_predictions(job: Job, partials: ScanPartials, out: Publication, names
 def _write_edges_and_sketches(job: Job, out: Publication) -> None:
     edges: dict[str, Array] = {}
     sketches: dict[str, Array] = {}
-    for i, layer in enumerate(job.layers):
-        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{i:04d}.h5")) as file:
+    for i, layer in enumerate(job.spec.layers):
+        with hdf5.reading(job.store.root / layout.partial(job.store.run, "fold", f"layer-{i:04d}.h5")) as file:
             for of in ("max", "mean"):
                 for key in ("edges", "counts", "means"):
                     data = hdf5.dataset(file, f"{of}/{key}")[()]
                     edges[f"{layer.name}/{of}/{key}"] = Array(data, (64, 256), "gzip")
             for key in ("offsets", "bins", "counts"):
                 sketches[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, f"sketch/{key}")[()], None, "gzip")
-    hdf5.write(out.path(layout.array(job.run, "codes")), edges)
-    hdf5.write(out.path(layout.array(job.run, "sketches")), sketches)
+    hdf5.write(out.path(layout.array(job.store.run, "codes")), edges)
+    hdf5.write(out.path(layout.array(job.store.run, "sketches")), sketches)
 
 
 def _write_comparison(job: Job, out: Publication) -> None:
     """What finds like units and like images first: a sample of the record, and the layers' principal components."""
     arrays: dict[str, Array] = {}
     samples = []
-    for i, layer in enumerate(job.layers):
-        with hdf5.reading(job.root / layout.partial(job.run, "fold", f"layer-{i:04d}.h5")) as file:
+    for i, layer in enumerate(job.spec.layers):
+        with hdf5.reading(job.store.root / layout.partial(job.store.run, "fold", f"layer-{i:04d}.h5")) as file:
             for key in ("directions", "deviations"):
                 arrays[f"{layer.name}/{key}"] = Array(hdf5.dataset(file, key)[()])
             samples.append(hdf5.dataset(file, "sample")[()])
-    hdf5.write(out.path(layout.array(job.run, "components")), arrays)
+    hdf5.write(out.path(layout.array(job.store.run, "components")), arrays)
     sample = {"max": Array(np.concatenate(samples), (64, codes.SAMPLE), "huffman")}
-    hdf5.write(out.path(layout.array(job.run, "sample")), sample)
+    hdf5.write(out.path(layout.array(job.store.run, "sample")), sample)
 
 
-STAGE = Stage("fold", "unit", _phases, _run, at_once=lambda job: job.streams)
+STAGE = Stage("fold", "unit", _phases, _run, at_once=lambda job: job.runtime.streams)

@@ -63,7 +63,7 @@ class _Block:
 
 
 def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[int], None]) -> LayerResult:
-    layer, result = job.layers[place], LayerResult()
+    layer, result = job.spec.layers[place], LayerResult()
     classes = classes_of(job, partials.ids)
     for channels in blocks(job, place):
         block = _read(partials, layer, channels)
@@ -78,13 +78,13 @@ def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[
 
 def blocks(job: Job, place: int) -> list[slice]:
     """A layer's channels in pieces that memory holds, cut where the partials' chunks end."""
-    units, width = job.units.slice(place), channels_together(len(job.images))
+    units, width = job.spec.units.slice(place), channels_together(len(job.dataset.images))
     cuts = [0, *range(width - units.start % width, units.stop - units.start, width), units.stop - units.start]
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
-    column = job.images["class_index"].to_pylist()
+    column = job.dataset.images["class_index"].to_pylist()
     found = np.array([-1 if column[i] is None else int(column[i]) for i in ids], np.int64)
     indices, sizes = np.unique(found[found >= 0], return_counts=True)
     rows = np.where(found >= 0, np.searchsorted(indices, found), -1)
@@ -100,10 +100,10 @@ def _read(partials: ScanPartials, layer: Layer, channels: slice) -> _Block:
 
 
 def _units(job: Job, partials: ScanPartials, place: int, block: _Block, classes: Classes) -> Columns:
-    layer, channels = job.layers[place], block.values.shape[1]
-    start = job.units.slice(place).start + block.first
+    layer, channels = job.spec.layers[place], block.values.shape[1]
+    start = job.spec.units.slice(place).start + block.first
     total, square, active, minimum = partials.moments(slice(start, start + channels))
-    seen = len(block.values) * positions(layer, job.config.scan.border)
+    seen = len(block.values) * positions(layer, job.spec.config.scan.border)
     mean, variance = moments.mean_and_variance(total, square, seen)
     exact = block.values.astype(np.float64)
     constant = block.ordered[0] == block.ordered[-1]
@@ -127,7 +127,7 @@ def _units(job: Job, partials: ScanPartials, place: int, block: _Block, classes:
 
 
 def _images_of_units(job: Job, ids: NDArray[np.int64], layer: Layer, block: _Block, result: LayerResult) -> None:
-    scan = job.config.scan
+    scan = job.spec.config.scan
     deepest = max(scan.topk, ranking.tail_length(len(ids)))
     high: list[NDArray[np.int64]] = []
     low: list[NDArray[np.int64]] = []
@@ -136,7 +136,7 @@ def _images_of_units(job: Job, ids: NDArray[np.int64], layer: Layer, block: _Blo
     for c in range(block.values.shape[1]):
         rows = ranking.highest(block.values[:, c], block.means[:, c], ids, deepest, above_zero=not layer.signed)
         p = ranking.tail_probabilities(block.values[rows, c], block.ordered[:, c])
-        kept = (np.arange(len(rows)) < ranking.SURE_TAIL) | (p <= ranking.TAIL_SHARE)
+        kept = (np.arange(len(rows)) < codes.TAIL_MIN_IMAGES) | (p <= codes.TAIL_MAX_P)
         high.append(rows[: scan.topk])
         tails.append(rows[kept])
         tail_p.append(p[kept])

@@ -24,8 +24,8 @@ class ScanPartials:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.files = [
-            job.root / layout.partial(job.run, "scan", f"{name}.h5")
-            for name, record in sorted(job.done("scan").items())
+            job.store.root / layout.partial(job.store.run, "scan", f"{name}.h5")
+            for name, record in sorted(job.store.done("scan").items())
         ]
 
     @functools.cached_property
@@ -43,7 +43,7 @@ class ScanPartials:
 
     @functools.cached_property
     def rejected(self) -> list[tuple[int, str]]:
-        found = [r for record in self._job.done("scan").values() for r in record.facts["rejected"]]
+        found = [r for record in self._job.store.done("scan").values() for r in record.facts["rejected"]]
         return sorted((int(i), str(reason)) for i, reason in found)
 
     def columns(self, layer: str, names: Sequence[str], channels: slice) -> dict[str, NDArray[Any]]:
@@ -62,7 +62,7 @@ class ScanPartials:
 
     def _columns(self, layer: str, name: str, channels: slice) -> slice:
         """Where channels of a layer lie in a partial's array, which for minima has the signed layers' units alone."""
-        units = self._job.units.slice([x.name for x in self._job.layers].index(layer))
+        units = self._job.spec.units.slice([x.name for x in self._job.spec.layers].index(layer))
         first, last, _ = channels.indices(units.stop - units.start)
         start = units.start
         if name in ("min", "argmin"):
@@ -71,7 +71,7 @@ class ScanPartials:
 
     @functools.cached_property
     def _signed(self) -> NDArray[np.int64]:
-        return signed_units(self._job.units)
+        return signed_units(self._job.spec.units)
 
     def moments(self, units: slice) -> tuple[Pair, Pair, NDArray[np.int64], NDArray[np.float32]]:
         """Sum, sum of squares, positions above zero and minimum of some units over all positions of all images."""

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.loading import Batch
 from pipeline.job import Job, Shard, Stage
-from pipeline.scan.batch_statistics import Measured
-from pipeline.scan.measurer import Units
+from pipeline.scan.batch_statistics import BatchStatistics, UnitIndex
 from pipeline.stages.work_sizes import channels_together
 from pipeline.statistics import moments
 from store import hdf5, layout
@@ -23,7 +22,7 @@ AT_ONCE = 2  # shards: one is written while the other has the network
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    size, total = job.config.scan.shard_size, len(job.readable)
+    size, total = job.spec.config.scan.shard_size, len(job.dataset.readable)
     cuts = [(a, min(a + size, total)) for a in range(0, total, size)]
     return [[Shard(f"{i:05d}", a, b, b - a) for i, (a, b) in enumerate(cuts)]]
 
@@ -31,7 +30,7 @@ def _phases(job: Job) -> list[list[Shard]]:
 class Rows:
     """A shard's results as its batches come in: a row an image, then sums over images."""
 
-    def __init__(self, units: Units, images: int) -> None:
+    def __init__(self, units: UnitIndex, images: int) -> None:
         count = int(units.offsets[-1])
         self.signed = signed_units(units)
         self.used = 0
@@ -47,7 +46,7 @@ class Rows:
         self.active = np.zeros(count, np.int64)
         self.minimum = np.full(count, np.inf, np.float32)
 
-    def add(self, batch: Batch, found: Measured) -> None:
+    def add(self, batch: Batch, found: BatchStatistics) -> None:
         n = len(batch.ids)
         rows = slice(self.used, self.used + n)
         self.used += n
@@ -79,23 +78,23 @@ class Rows:
         return arrays
 
 
-def signed_units(units: Units) -> NDArray[np.int64]:
+def signed_units(units: UnitIndex) -> NDArray[np.int64]:
     """The units of layers that can be negative, in order."""
     found = [np.arange(*units.slice(i).indices(1 << 62)[:2]) for i, x in enumerate(units.layers) if x.signed]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
-    rows = Rows(job.units, shard.size)
-    for batch, found in job.measured(job.readable[shard.first : shard.last]):
+    rows = Rows(job.spec.units, shard.size)
+    for batch, found in job.runtime.measured(job.dataset.readable[shard.first : shard.last]):
         rows.bad += batch.bad
         if found is not None:
             rows.add(batch, found)
         advance(len(batch.ids) + len(batch.bad))
-    with job.publication("scan", shard.name) as out:
+    with job.store.publication("scan", shard.name) as out:
         hdf5.write(
-            out.path(layout.partial(job.run, "scan", f"{shard.name}.h5")),
-            rows.arrays(channels_together(len(job.images))),
+            out.path(layout.partial(job.store.run, "scan", f"{shard.name}.h5")),
+            rows.arrays(channels_together(len(job.dataset.images))),
         )
         return out.commit({"rejected": [[i, reason] for i, reason in rows.bad]})
 

@@ -32,34 +32,34 @@ class Trust:
     beats_median: bool
 
 
-class Judge:
+class VisualizationMetrics:
     """Judges pictures of one layer. Values before the layer's clip (6 cannot be beaten), at the model's input size."""
 
     def __init__(self, job: Job, layer: Layer) -> None:
         self.job, self.layer = job, layer
-        module = graph.truncated(graph.unclipped(job.model.graph.module, layer), layer)
+        module = graph.truncated(graph.unclipped(job.spec.model.graph.module, layer), layer)
         folded = copy.deepcopy(graph.fold_norms(module, keep={layer.node}))
-        self._open: fx.GraphModule = folded.to(memory_format=torch.channels_last).to(job.device)
-        path = job.root / layout.array(job.run, "codes")
+        self._open: fx.GraphModule = folded.to(memory_format=torch.channels_last).to(job.spec.device)
+        path = job.store.root / layout.array(job.store.run, "codes")
         with hdf5.reading(path) as file:
             self._edges = {k: hdf5.dataset(file, f"{layer.name}/{k}/edges")[()] for k in ("max", "mean")}
             self._counts = {k: hdf5.dataset(file, f"{layer.name}/{k}/counts")[()] for k in ("max", "mean")}
-        units = parquet.read(job.root / layout.table(job.run, "units"))
+        units = parquet.read(job.store.root / layout.table(job.store.run, "units"))
         mine = units.filter(np.array(units["layer"].to_pylist()) == layer.name)
         self._max_mean, self._max_sd = (mine[c].to_numpy() for c in ("max_mean", "max_sd"))
-        self._mean_codes = hdf5.read(job.root / layout.codes_by_unit(job.run, layer.name), "mean")
+        self._mean_codes = hdf5.read(job.store.root / layout.codes_by_unit(job.store.run, layer.name), "mean")
         self._examples = self._strongest()
 
     def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str) -> list[Trust]:
         """images: uint8 [n, H, W, C] of the pictures."""
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.device).float() / 255
-        x = self.job.model.preprocess.resized(x)
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.spec.device).float() / 255
+        x = self.job.spec.model.preprocess.resized(x)
         if kind == "deepdream":
             energy = self._energy(x)
             return [Trust(float("nan"), -1, bool(e > self._median_energy)) for e in energy]
-        units = self.job.units.slice([y.name for y in self.job.layers].index(self.layer.name))
+        units = self.job.spec.units.slice([y.name for y in self.job.spec.layers].index(self.layer.name))
         measured = self._padded(x, lambda part: np.stack([
-            getattr(self.job.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
+            getattr(self.job.runtime.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
         ], 1))  # fmt: skip
         highest, values = measured[:, 0], measured[:, 0 if kind == "neuron" else 1]
         positive = pictures[0].direction == "positive"  # one for all: they are one group
@@ -75,7 +75,7 @@ class Judge:
 
     def _padded(self, x: Tensor, measure: Callable[[Tensor], NDArray[np.float32]]) -> NDArray[np.float32]:
         """Measures pictures in batches of the scan's size: smaller ones depend on the number of threads."""
-        size, found = self.job.config.scan.batch_size, []
+        size, found = self.job.spec.config.scan.batch_size, []
         for part in x.split(size):
             filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
             found.append(measure(filled)[: len(part)])
@@ -85,7 +85,7 @@ class Judge:
         """Every channel before the clip, its spatial mean or its extreme: float32 [n, C]."""
 
         def measure(part: Tensor) -> NDArray[np.float32]:
-            inputs = self.job.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 found: Tensor = self._open(inputs)
             extreme = found.amax if positive else found.amin
@@ -107,14 +107,14 @@ class Judge:
 
     def _images(self, ids: NDArray[np.int64]) -> Tensor:
         """Pictures of the dataset: float32 [n, C, H, W] in 0..1."""
-        pixels = [self.job.model.preprocess.pixels(open_image(self.job.read_image(int(i)))) for i in ids]
-        return torch.from_numpy(np.stack(pixels)).to(self.job.device).float() / 255
+        pixels = [self.job.spec.model.preprocess.pixels(open_image(self.job.dataset.read_image(int(i)))) for i in ids]
+        return torch.from_numpy(np.stack(pixels)).to(self.job.spec.device).float() / 255
 
     def _energy(self, x: Tensor) -> NDArray[np.float32]:
         """The mean square of all of the layer, what deepdream raises: float32 [n]."""
 
         def measure(part: Tensor) -> NDArray[np.float32]:
-            inputs = self.job.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 found: Tensor = self._open(inputs)
             return found.double().square().mean((1, 2, 3)).float().cpu().numpy()
@@ -124,12 +124,12 @@ class Judge:
     @functools.cached_property
     def _median_energy(self) -> float:
         """Of the middle one of some images, evenly spread over the dataset."""
-        ids = self.job.accepted
+        ids = self.job.store.accepted
         chosen = ids[np.unique(np.linspace(0, len(ids) - 1, min(SAMPLE, len(ids))).astype(np.int64))]
         return float(np.median(self._energy(self._images(chosen))))
 
     def _candidates(self, picture: Picture, kind: str) -> NDArray[np.int64]:
-        ids = self.job.accepted
+        ids = self.job.store.accepted
         positive = picture.direction == "positive"
         if kind != "neuron":
             row = self._mean_codes[picture.channel, ids]
@@ -139,7 +139,7 @@ class Judge:
     def _strongest(self) -> dict[tuple[int, str], NDArray[np.int64]]:
         """The first examples of each channel and direction."""
         table = parquet.read(
-            self.job.root / layout.table(self.job.run, "top_examples"),
+            self.job.store.root / layout.table(self.job.store.run, "top_examples"),
             ["layer", "channel", "direction", "rank", "image_id"],
         )
         frame = table.to_pandas()

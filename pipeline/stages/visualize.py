@@ -12,7 +12,7 @@ from pipeline.featurevis import Picture, Renderer, Settings, kinds
 from pipeline.graph import Layer
 from pipeline.job import Job, Shard, Stage
 from pipeline.runtime.timing import phase
-from pipeline.stages.visualization_metrics import Judge
+from pipeline.stages.visualization_metrics import VisualizationMetrics
 from pipeline.stages.work_sizes import shard_sizes
 from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
@@ -44,11 +44,13 @@ class Group:
 
 
 def _groups(job: Job) -> list[Group]:
-    v = job.config.visualize
-    units = parquet.read(job.root / layout.table(job.run, "units"), ["layer", "channel", "dead"]).to_pandas()
+    v = job.spec.config.visualize
+    units = parquet.read(
+        job.store.root / layout.table(job.store.run, "units"), ["layer", "channel", "dead"]
+    ).to_pandas()
     living = {str(name): group["channel"].tolist() for name, group in units[~units["dead"]].groupby("layer")}
     found = []
-    for layer in job.visualized:
+    for layer in job.spec.visualized:
         channels = living.get(layer.name, [])
         channels = channels[: v.units_per_layer] if v.units_per_layer else channels
         if channels:
@@ -57,7 +59,7 @@ def _groups(job: Job) -> list[Group]:
 
 
 def _of_kind(job: Job, layer: Layer, kind: str, channels: Sequence[int]) -> list[Group]:
-    v = job.config.visualize
+    v = job.spec.config.visualize
     if kind == "deepdream":
         pictures = tuple(Picture(kinds.WHOLE_LAYER, "positive", r) for r in range(v.repeats))
         return [Group(layer, kind, "positive", pictures, 1)]
@@ -100,30 +102,32 @@ def shards_planned(job: Job) -> int:
 
 
 def _groups_planned(job: Job) -> list[Group]:
-    v = job.config.visualize
+    v = job.spec.config.visualize
     return [
         group
-        for layer in job.visualized
+        for layer in job.spec.visualized
         for kind in v.kinds
         for group in _of_kind(job, layer, kind, range(min(v.units_per_layer or layer.channels, layer.channels)))
     ]
 
 
 def settings(job: Job, steps: int | None = None, batch: int | None = None) -> Settings:
-    v = job.config.visualize
+    v = job.spec.config.visualize
     return Settings(
         size=v.size, steps=v.steps if steps is None else steps, batch=batch or v.batch, learning_rate=v.learning_rate,
         seed=v.seed, input=v.input, parameterization=v.parameterization, color=v.color, transforms=v.transforms,
-        precision=job.config.compute.precision,
+        precision=job.spec.config.compute.precision,
     )  # fmt: skip
 
 
 def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     group = _groups(job)[int(shard.name.partition("-")[0])]
-    job.model.network.to(job.device)
-    size = group.batch(job.config.visualize.batch)
-    renderer = Renderer(job.model, kinds.layers_of(job.model, group.layer, group.kind), settings(job, batch=size))
-    judge = Judge(job, group.layer)
+    job.spec.model.network.to(job.spec.device)
+    size = group.batch(job.spec.config.visualize.batch)
+    renderer = Renderer(
+        job.spec.model, kinds.layers_of(job.spec.model, group.layer, group.kind), settings(job, batch=size)
+    )
+    judge = VisualizationMetrics(job, group.layer)
     images, numbers = [], []
     for first in range(shard.first, shard.last, size):
         pictures = group.pictures[first : min(first + size, shard.last)]
@@ -137,13 +141,13 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
             numbers.append([value, moved, ratio, rank, beats, renderer.input == "canvas"])
         advance(len(pictures))
     arrays = {"images": Array(np.concatenate(images)), "numbers": Array(np.array(numbers, np.float64))}
-    with job.publication("visualize", shard.name) as out:
-        hdf5.write(out.path(layout.partial(job.run, "visualize", f"{shard.name}.h5")), arrays)
+    with job.store.publication("visualize", shard.name) as out:
+        hdf5.write(out.path(layout.partial(job.store.run, "visualize", f"{shard.name}.h5")), arrays)
         return out.commit()
 
 
 def _finish(job: Job, shard: Shard) -> Record:
-    v, run = job.config.visualize, job.run
+    v, run = job.spec.config.visualize, job.store.run
     files: dict[str, dict[str, Array]] = {}
     rows: list[dict[str, object]] = []
     numbers: list[NDArray[np.float64]] = []
@@ -151,7 +155,7 @@ def _finish(job: Job, shard: Shard) -> Record:
         images, its = _read(job, number)
         files.setdefault(group.layer.name, {})[group.dataset] = Array(_rgb(images), (1, *images.shape[1:3], 3))
         numbers.append(its)
-        layers = kinds.layers_of(job.model, group.layer, group.kind)
+        layers = kinds.layers_of(job.spec.model, group.layer, group.kind)
         rows += [
             {
                 "layer": group.layer.name, "channel": picture.channel, "kind": group.kind,
@@ -162,12 +166,12 @@ def _finish(job: Job, shard: Shard) -> Record:
             for i, picture in enumerate(group.pictures)
         ]  # fmt: skip
     columns: dict[str, object] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    with job.publication("visualize", shard.name) as out:
+    with job.store.publication("visualize", shard.name) as out:
         for layer, arrays in files.items():
             hdf5.write(out.path(layout.visualizations(run, layer)), arrays)
         if rows:
             table = out.path(layout.table(run, "visualizations"))
-            same = {"model": job.model.name, "dataset": job.dataset, "size": v.size, "steps": v.steps}
+            same = {"model": job.spec.model.name, "dataset": job.dataset.name, "size": v.size, "steps": v.steps}
             parquet.write_columns(table, schema.VISUALIZATIONS, columns | same | _typed(np.concatenate(numbers)))
         return out.commit({"pictures": len(rows)})
 
@@ -187,9 +191,9 @@ def _typed(numbers: NDArray[np.float64]) -> dict[str, object]:
 
 def _read(job: Job, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     def parts(name: str) -> Iterator[NDArray[np.generic]]:
-        for shard in sorted(job.done("visualize")):
+        for shard in sorted(job.store.done("visualize")):
             if shard.startswith(f"{number:04d}-"):
-                yield hdf5.read(job.root / layout.partial(job.run, "visualize", f"{shard}.h5"), name)
+                yield hdf5.read(job.store.root / layout.partial(job.store.run, "visualize", f"{shard}.h5"), name)
 
     return np.concatenate(list(parts("images"))), np.concatenate(list(parts("numbers")))
 
@@ -198,4 +202,4 @@ def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
-STAGE = Stage("visualize", "unit", _phases, _run, at_once=lambda job: job.streams)
+STAGE = Stage("visualize", "unit", _phases, _run, at_once=lambda job: job.runtime.streams)

@@ -19,8 +19,8 @@ def channels_together(images: int) -> int:
 def shard_sizes(job: Job) -> dict[str, int]:
     """Pictures a shard by layer: `[visualize] shard_size` on average, fewer where a step costs more, in whole batches,
     so that shards take equally long. Follows from config and graph."""
-    v = job.config.visualize
-    costs = {layer.name: job.model.graph.cost(layer) for layer in job.visualized}
+    v = job.spec.config.visualize
+    costs = {layer.name: job.spec.model.graph.cost(layer) for layer in job.spec.visualized}
     return sizes_of(costs, v.shard_size, v.batch)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from store.codes import TAIL_MAX_P, TAIL_MIN_IMAGES
+
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 QUANTILES = {"q50": 0.5, "q90": 0.9, "q99": 0.99, "q999": 0.999, "q9999": 0.9999}
-SURE_TAIL = 20  # a unit's first images are in `tail` whatever their tail probability
-TAIL_SHARE = 0.01
 FEWEST_OF_CLASS = 10  # images a class needs before a number about it is given
 
 
@@ -42,7 +42,7 @@ def tail_probabilities(values: Floats, ordered: Floats) -> NDArray[np.float64]:
 
 def tail_length(images: int) -> int:
     """The most images that can be in a unit's tail."""
-    return max(SURE_TAIL, int(TAIL_SHARE * images + 1e-9))
+    return max(TAIL_MIN_IMAGES, int(TAIL_MAX_P * images + 1e-9))
 
 
 def quantiles(ordered: Floats) -> dict[str, Floats]:

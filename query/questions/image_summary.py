@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from query.questions.image_units import TAIL_SURE, ImageRow
+from query.questions.image_units import ImageRow
 from query.record.run_tables import Run
+from store.codes import TAIL_MAX_P
 
 
 def image_summary(run: Run, row: ImageRow) -> pd.DataFrame:
@@ -29,8 +30,8 @@ def image_summary(run: Run, row: ImageRow) -> pd.DataFrame:
             "layer": pd.Series([run.layers[int(i)].name for i in present], dtype="str"),
             "units": sizes,
             "active": np.bincount(layer, row.value > 0, len(run.layers)).astype(np.int64)[present],
-            "rare": np.bincount(layer, counted & (row.tail_p <= TAIL_SURE), len(run.layers)).astype(np.int64)[present],
-            "expected": sizes * TAIL_SURE,
+            "rare": np.bincount(layer, counted & (row.tail_p <= TAIL_MAX_P), len(run.layers)).astype(np.int64)[present],
+            "expected": sizes * TAIL_MAX_P,
             "channel": _where(row.units[top] - run.starts[present], known),
             "value": np.where(known, row.value[top], np.nan).astype(np.float32),
             "tail_p": np.where(known, row.tail_p[top], np.nan),

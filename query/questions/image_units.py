@@ -13,8 +13,7 @@ from query.questions.columns import nullable, unit_columns
 from query.record.dense import Dense
 from query.record.run_tables import Run, standardized
 from store import layout
-
-TAIL_SURE = 0.01  # every value with tail_p up to this is in the `tail` table, exactly
+from store.codes import TAIL_MAX_P
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def stored_row(dense: Dense, image_id: int, units: NDArray[np.int64], enough: in
         here = np.isin(exact, units)
         exact, value, tail_p, y, x = exact[here], value[here], tail_p[here], y[here], x[here]
     means = dense.image(image_id, "mean")
-    if enough is not None and np.count_nonzero(tail_p <= TAIL_SURE) >= enough:
+    if enough is not None and np.count_nonzero(tail_p <= TAIL_MAX_P) >= enough:
         return ImageRow(exact, value, dense.decode(exact, means[exact], "mean"), tail_p, y, x, run.n)
     maxima = dense.image(image_id, "max")[units]
     nowhere = np.where(run.one_position[units], 0, -1).astype(np.int32)

@@ -11,12 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from query.questions.columns import image_columns, nullable
-from query.questions.image_units import TAIL_SURE
 from query.record.dense import Codes, Dense
 from query.record.run_tables import DatasetClass
 from query.resolve import Unit
 from store import layout
-from store.codes import CODES
+from store.codes import CODES, TAIL_MAX_P
 from store.errors import UsageError
 
 
@@ -250,7 +249,7 @@ _Measured = tuple[Dense, Unit, pa.Table]  # with the unit's tail
 
 def _sure(exact: pa.Table) -> NDArray[np.int64]:
     """Images with tail_p <= 0.01, rising: all of them are in `tail`."""
-    ids: NDArray[np.int64] = exact["image_id"].to_numpy()[exact["tail_p"].to_numpy() <= TAIL_SURE]
+    ids: NDArray[np.int64] = exact["image_id"].to_numpy()[exact["tail_p"].to_numpy() <= TAIL_MAX_P]
     return np.sort(ids)
 
 

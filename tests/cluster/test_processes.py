@@ -71,7 +71,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def test_a_fold_waits_for_records_that_are_not_in_sight(scanned: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network file system shows another node's files late; the fold must not make do with the rest."""
-    (shown := scanned.root / "commits" / scanned.run / "scan" / "00001.json").rename(
+    (shown := scanned.store.root / "commits" / scanned.store.run / "scan" / "00001.json").rename(
         hidden := shown.with_suffix(".late")
     )
     threading.Timer(0.5, hidden.rename, (shown,)).start()
@@ -84,7 +84,7 @@ def test_a_fold_waits_for_records_that_are_not_in_sight(scanned: Job, monkeypatc
 
 
 def test_a_fold_gives_up_on_records_that_never_come(scanned: Job) -> None:
-    shown = scanned.root / "commits" / scanned.run / "scan" / "00001.json"
+    shown = scanned.store.root / "commits" / scanned.store.run / "scan" / "00001.json"
     shown.rename(hidden := shown.with_suffix(".gone"))
     try:
         with pytest.raises(TimeoutError, match="scan 00001"):

@@ -122,7 +122,7 @@ def test_a_phase_waits_for_the_one_before_and_independent_stages_for_nobody(job:
     def script(task: Task) -> str:
         open_.append(task.stage)
         if task.shard.name.startswith("1"):
-            assert len(job.done(task.stage)) == 3
+            assert len(job.store.done(task.stage)) == 3
         return "well"
 
     engine = Scripted(job, script)

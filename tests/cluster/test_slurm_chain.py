@@ -27,11 +27,11 @@ def job(workplace: Path, tmp_path: Path) -> Job:
 
 def _forget(job: Job, *shards: str) -> None:
     for shard in shards:
-        (job.root / "commits" / job.run / f"{shard}.json").unlink()
+        (job.store.root / "commits" / job.store.run / f"{shard}.json").unlink()
 
 
 def test_an_empty_store_needs_everything_in_order(job: Job, tmp_path: Path) -> None:
-    fresh = Job(job.config, tmp_path / "none", progress=False)
+    fresh = Job(job.spec.config, tmp_path / "none", progress=False)
     found = chain.steps(fresh, 8)
     names = [step.name for step in found]
     wanted = ["index", "calibrate", "scan", "scan-check", "fold", "fold-check", "examples", "visualize", "finish"]
@@ -47,11 +47,11 @@ def test_an_empty_store_needs_everything_in_order(job: Job, tmp_path: Path) -> N
 
 def test_a_complete_store_needs_nothing(job: Job) -> None:
     assert chain.steps(job, 8) == []
-    assert "nothing to submit" in submitting.submit(job, Options("c", str(job.root), 8))
+    assert "nothing to submit" in submitting.submit(job, Options("c", str(job.store.root), 8))
 
 
 def test_only_shares_that_lack_shards_are_sent(job: Job) -> None:
-    layers = len(job.layers)
+    layers = len(job.spec.layers)
     _forget(job, "fold/layer-0003", "fold/layer-0009", "fold/finish", "examples/finish", "visualize/finish")
     found = {step.name: step for step in chain.steps(job, 4)}
     assert list(found) == ["fold", "fold-check", "finish"]
@@ -77,16 +77,16 @@ def test_a_chain_that_committed_nothing_is_the_last(job: Job, monkeypatch: pytes
     from store.logs import Log
 
     _forget(job, "fold/layer-0003", "fold/finish")
-    done = len(publish.records(job.root, job.run))
+    done = len(publish.records(job.store.root, job.store.run))
     sent: list[int] = []
     monkeypatch.setattr(submitting, "_submit", lambda job, options, steps, number: [f"{sent.append(number)}"])
     monkeypatch.setattr(submitting, "_take_back", lambda *_: None)
-    options = Options("c", str(job.root), 4)
-    log = Log(job.root, {}, kind="slurm")
-    log.write("submitted", chain=1, run=job.run, step="fold", job="5", done=done - 1)
+    options = Options("c", str(job.store.root), 4)
+    log = Log(job.store.root, {}, kind="slurm")
+    log.write("submitted", chain=1, run=job.store.run, step="fold", job="5", done=done - 1)
     assert "sent again" in submitting.check(job, options, "fold", 1)
     assert sent == [2]
-    log.write("submitted", chain=2, run=job.run, step="fold", job="9", done=done)
+    log.write("submitted", chain=2, run=job.store.run, step="fold", job="9", done=done)
     assert "replaced" in submitting.check(job, options, "fold", 1)
     with pytest.raises(UsageError, match="committed nothing"):
         submitting.check(job, options, "fold", 2)

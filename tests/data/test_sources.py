@@ -20,11 +20,11 @@ from pipeline import driver
 from pipeline.config import parse_config
 from pipeline.data.decode import open_image
 from pipeline.data.folder import DemoSource
+from pipeline.data.imagenet import imagenet_synsets
 from pipeline.data.shard_files import expand_braces
 from pipeline.data.source import Entry
 from pipeline.data.sources import open_source
 from pipeline.job import Job
-from pipeline.models.labels import imagenet_synsets
 from store import layout
 from store.errors import UsageError
 from unitscope import cli
@@ -106,8 +106,8 @@ def folder_job(sources: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 def _tables(job: Job) -> dict[str, pd.DataFrame]:
-    files = sorted(p for p in job.root.rglob("*.parquet") if "/partials/" not in str(p))
-    tables = {p.relative_to(job.root).as_posix(): pd.read_parquet(p) for p in files}
+    files = sorted(p for p in job.store.root.rglob("*.parquet") if "/partials/" not in str(p))
+    tables = {p.relative_to(job.store.root).as_posix(): pd.read_parquet(p) for p in files}
     return {name: t.drop(columns=[c for c in PATHS if c in t]) for name, t in tables.items()}
 
 
@@ -120,21 +120,21 @@ def test_tables_are_those_of_the_folder(kind: str, sources: dict[str, str], fold
     for name, table in expected.items():
         if not name.endswith(("datasets.parquet", "runs.parquet")):  # their digest and fingerprint tell the paths
             pd.testing.assert_frame_equal(found[name], table, check_exact=True, obj=name)
-    arrays = [p.relative_to(job.root) for p in (job.root / "runs").rglob("*.h5")]
+    arrays = [p.relative_to(job.store.root) for p in (job.store.root / "runs").rglob("*.h5")]
     assert len(arrays) >= 6
     for path in arrays:
-        assert (job.root / path).read_bytes() == (folder_job.root / path).read_bytes(), path
+        assert (job.store.root / path).read_bytes() == (folder_job.store.root / path).read_bytes(), path
 
 
 def test_shards_run_over_storage_order(sources: dict[str, str], tmp_path: Path) -> None:
     job = Job(_job(sources["shuffled"], tmp_path / "store").config, tmp_path / "store", progress=False)
-    images = job.images.to_pandas().set_index("image_id")
+    images = job.dataset.images.to_pandas().set_index("image_id")
     stored = images.sort_values("position")
     assert list(zip(stored["source_file"], stored["offset"], strict=True)) == sorted(
         zip(images["source_file"], images["offset"], strict=True)
     )
-    assert (job.readable == stored.index.to_numpy()).all()
-    assert (job.readable != np.arange(20)).any(), "and that is another order than that of ids"
+    assert (job.dataset.readable == stored.index.to_numpy()).all()
+    assert (job.dataset.readable != np.arange(20)).any(), "and that is another order than that of ids"
 
 
 def test_another_batch_size_gives_the_same_but_for_rounding(

@@ -51,11 +51,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def table(job: Job) -> pd.DataFrame:
-    return pd.read_parquet(job.root / layout.table(job.run, "visualizations"))
+    return pd.read_parquet(job.store.root / layout.table(job.store.run, "visualizations"))
 
 
 def _images(job: Job, row: pd.Series) -> np.ndarray:
-    with h5py.File(job.root / row["h5_file"]) as file:
+    with h5py.File(job.store.root / row["h5_file"]) as file:
         return np.asarray(file[row["h5_dataset"]][row["h5_index"]])
 
 
@@ -74,7 +74,7 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
     assert whole["rank_in_layer"].isna().all()
     assert table.loc[table["kind"] == "diversity", "repeat"].tolist() == [0, 1, 2, 3] * 12
     assert set(table["input"]) == {"canvas"}
-    assert verify.verify(job.root).problems == ()
+    assert verify.verify(job.store.root).problems == ()
     for _, row in table.iterrows():
         picture = _images(job, row)
         assert picture.shape == (32, 32, 3)
@@ -83,14 +83,14 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
 
 def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame) -> None:
     assert visualize.pictures_planned(job) == len(table)
-    assert visualize.shards_planned(job) == len(job.done("visualize"))
+    assert visualize.shards_planned(job) == len(job.store.done("visualize"))
     assert "memory allows a batch of" in make_plan(job)
 
 
 def test_values_are_the_networks_own_on_the_stored_picture(job: Job, table: pd.DataFrame) -> None:
     """At the model's input size, by the network itself, whole and unfolded, through hooks."""
     seen: dict[str, torch.Tensor] = {}
-    network = job.model.network
+    network = job.spec.model.network
     handles = [
         network.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: seen.update({name: y}))
         for name in ("blocks.2.1.bn1", "classifier")
@@ -99,7 +99,7 @@ def test_values_are_the_networks_own_on_the_stored_picture(job: Job, table: pd.D
         for _, row in table[table["layer"].isin(["blocks.2.1.bn1", "classifier"])].iterrows():
             x = torch.from_numpy(_images(job, row)).permute(2, 0, 1)[None] / 255
             with torch.no_grad():
-                network(job.model.preprocess.normalize(job.model.preprocess.resized(x)))
+                network(job.spec.model.preprocess.normalize(job.spec.model.preprocess.resized(x)))
             y = seen[row["layer"]].reshape(1, -1, *seen[row["layer"]].shape[2:])[0]
             y = y if y.ndim == 3 else y[:, None, None]
             expected = {
@@ -115,11 +115,11 @@ def test_values_are_the_networks_own_on_the_stored_picture(job: Job, table: pd.D
 
 
 def test_a_layers_flag_is_against_the_median_of_images(job: Job, table: pd.DataFrame) -> None:
-    (layer,) = (layer for layer in job.layers if layer.name == "blocks.3.1.add")
-    renderer = Renderer(job.model, layer, Settings(batch=1))
+    (layer,) = (layer for layer in job.spec.layers if layer.name == "blocks.3.1.add")
+    renderer = Renderer(job.spec.model, layer, Settings(batch=1))
     energies = []
-    for image_id in job.accepted:
-        pixels = torch.from_numpy(job.model.preprocess.pixels(open_image(job.read_image(int(image_id)))))
+    for image_id in job.store.accepted:
+        pixels = torch.from_numpy(job.spec.model.preprocess.pixels(open_image(job.dataset.read_image(int(image_id)))))
         with torch.no_grad():
             energies.append(float((renderer.network(pixels[None] / 255)[layer.name] ** 2).mean()))
     row = table[(table["kind"] == "deepdream") & (table["layer"] == layer.name)].iloc[0]
@@ -127,11 +127,11 @@ def test_a_layers_flag_is_against_the_median_of_images(job: Job, table: pd.DataF
 
 
 def test_the_stages_pictures_are_the_notebooks(job: Job, table: pd.DataFrame) -> None:
-    (layer,) = (layer for layer in job.layers if layer.name == "classifier")
+    (layer,) = (layer for layer in job.spec.layers if layer.name == "classifier")
     channels = sorted(set(table[table["layer"] == layer.name]["channel"]) - {kinds.WHOLE_LAYER})
     for kind, batch in (("channel", 3), ("diversity", 4)):
         settings = visualize.settings(job, batch=batch)
-        done = render_units(job.model, layer, channels, ["positive"], settings, kind)
+        done = render_units(job.spec.model, layer, channels, ["positive"], settings, kind)
         rows = table[(table["layer"] == layer.name) & (table["kind"] == kind) & (table["direction"] == "positive")]
         assert np.array_equal(done.images, np.stack([_images(job, row) for _, row in rows.iterrows()]))
         np.testing.assert_array_equal(done.values, rows["value"])
@@ -139,13 +139,17 @@ def test_the_stages_pictures_are_the_notebooks(job: Job, table: pd.DataFrame) ->
 
 def test_diverse_pictures_differ_more_than_repeats(job: Job) -> None:
     """By the style of the layer itself, which is what they are told to differ in."""
-    (layer,) = (layer for layer in job.layers if layer.name == "blocks.2.1.bn1")
+    (layer,) = (layer for layer in job.spec.layers if layer.name == "blocks.2.1.bn1")
     grams = []
     for kind, repeats in (("channel", 4), ("diversity", 1)):
         settings = Settings(size=48, steps=24, batch=4, seed=1)
-        done = render_units(job.model, layer, [3], ["positive"], settings, kind, repeats)
+        done = render_units(job.spec.model, layer, [3], ["positive"], settings, kind, repeats)
         x = torch.from_numpy(done.images).permute(0, 3, 1, 2) / 255
-        y = Renderer(job.model, layer, settings).network(job.model.preprocess.resized(x))[layer.name].flatten(2)
+        y = (
+            Renderer(job.spec.model, layer, settings)
+            .network(job.spec.model.preprocess.resized(x))[layer.name]
+            .flatten(2)
+        )
         gram = torch.nn.functional.normalize((y @ y.transpose(1, 2)).flatten(1), dim=1)
         grams.append(float((gram @ gram.T).sum() - 4) / 12)
     assert grams[1] < grams[0] - 0.02

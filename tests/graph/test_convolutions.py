@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 
-from pipeline.graph import arranged, build, fold_norms
+from pipeline.graph import build, fold_norms, fused
 from pipeline.graph.cpu.convolution import Convolution
 
 
@@ -129,7 +129,7 @@ def test_a_sum_takes_its_relu_along(images: int) -> None:
     network = _Sums().eval().requires_grad_(False)
     traced = fx.symbolic_trace(network)
     assert [node.name for node in traced.graph.nodes if node.op == "call_function"].count("add_4") == 1
-    found = arranged(traced, keep={"add_4"}, clips=True)
+    found = fused(traced, keep={"add_4"}, clips=True)
     sums = [n.name for n in found.graph.nodes if isinstance(n.target, str) and "relu" in n.target]
     assert sums == ["relu", "relu_1"]
     x = torch.randn(images, 3, 9, 7)
@@ -141,7 +141,7 @@ def test_a_sum_takes_its_relu_along(images: int) -> None:
     (ours,), (wanted,) = (torch.autograd.grad(y(x).square().sum(), x) for y in (found, traced))
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
     network.conv.weight[0, 0] = torch.nan
-    found = arranged(traced, keep=(), clips=True)
+    found = fused(traced, keep=(), clips=True)
     assert not any("relu" in str(n.target) for n in found.graph.nodes if n.op == "call_module"), "NaN stays NaN"
 
 
@@ -199,7 +199,7 @@ def _without_variance(variance: float, epsilon: float) -> nn.Module:
 )
 def test_no_clip_is_fused_behind_what_is_not_finite(between: Callable[[Tensor], Tensor]) -> None:
     traced = fx.symbolic_trace(_Between(between).eval().requires_grad_(False))
-    found = arranged(traced, keep=(), clips=True)
+    found = fused(traced, keep=(), clips=True)
     x = _channels_last(4, 3, 12, 12)
     with torch.inference_mode():
         wanted = traced(x).isnan()
@@ -242,7 +242,7 @@ def test_a_convolution_of_its_own_stays_its_own(conv: nn.Conv2d, norm: bool) -> 
 
     network = Network().eval().requires_grad_(False)
     traced = fx.GraphModule(network, _Leaf().trace(network))
-    found = arranged(fold_norms(traced, keep=()), keep=(), clips=True)
+    found = fused(fold_norms(traced, keep=()), keep=(), clips=True)
     x = _channels_last(4, 3, 12, 12)
     with torch.inference_mode():
         torch.testing.assert_close(found(x), network(x), rtol=1e-5, atol=1e-5)
@@ -261,21 +261,21 @@ def test_it_is_called_as_a_convolution_is() -> None:
     traced = fx.symbolic_trace(Network().eval().requires_grad_(False))
     x = _channels_last(4, 3, 12, 12)
     with torch.inference_mode():
-        torch.testing.assert_close(arranged(traced, keep=(), clips=True)(x), traced(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused(traced, keep=(), clips=True)(x), traced(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_nan_is_not_hidden() -> None:
     """oneDNN makes 0 of it: no clip is fused where one may come, and the scan can refuse such a unit."""
     traced = fx.symbolic_trace(_Dividing().eval().requires_grad_(False))
     x = torch.randn(16, 8, 4, 4)
-    found = arranged(traced, keep=(), clips=True)
+    found = fused(traced, keep=(), clips=True)
     assert [n.name for n in found.graph.nodes if "arranged" in str(n.target)] == ["relu6", "second", "third"]
     with torch.inference_mode():
         wanted = traced(x).isnan()
         assert wanted.any()
         assert torch.equal(found(x).isnan(), wanted)
     traced.first.weight[0, 0] = float("nan")
-    nodes = arranged(traced, keep=(), clips=True).graph.nodes
+    nodes = fused(traced, keep=(), clips=True).graph.nodes
     assert not any("arranged" in str(node.target) for node in nodes if "relu6" in node.name)
 
 
@@ -306,7 +306,7 @@ def test_only_what_it_may_is_arranged() -> None:
     torch.manual_seed(0)
     traced = fx.symbolic_trace(_Awkward().eval().requires_grad_(False))
     before = [node.name for node in traced.graph.nodes]
-    found = arranged(traced, keep={"wanted"}, clips=True)
+    found = fused(traced, keep={"wanted"}, clips=True)
     changed = [n.name for n in found.graph.nodes if n.op == "call_module" and "arranged" in str(n.target)]
     assert changed == ["relu", "wanted", "twice", "gelu"], "each keeps its name, the first that of its clip"
     assert [node.name for node in found.graph.nodes] == [name for name in before if name != "good"]
@@ -319,7 +319,7 @@ def test_only_what_it_may_is_arranged() -> None:
 def test_without_clips_gradients_flow() -> None:
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval().requires_grad_(False)
     traced = build(network, "timm", (1, 3, 64, 64)).module
-    found = arranged(traced, keep=(), clips=False)
+    found = fused(traced, keep=(), clips=False)
     changed = [str(node.target) for node in found.graph.nodes if "arranged" in str(node.target)]
     strided = [name for name in changed if "conv_dw" in name]
     assert len(strided) == 4, "the depthwise convolutions of stride 2"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import graph
-from pipeline.graph import PIECE, Graph, build, split_stem
+from pipeline.graph import STEM_BATCH, Graph, build, split_stem
 from pipeline.models import open_model
 from pipeline.scan.measurer import Measurer
 
@@ -83,13 +83,13 @@ def test_measured_in_pieces(source: str, layers: str, monkeypatch: pytest.Monkey
     whole = Measurer(model, layers)
     assert in_pieces._pieces is not None
     assert whole._pieces is None
-    pixels = np.random.default_rng(0).integers(0, 256, (2 * PIECE + 1, 3, 224, 224), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * STEM_BATCH + 1, 3, 224, 224), np.uint8)
     found, wanted = in_pieces.pixels(pixels), whole.pixels(pixels)
     for name in ("max", "min", "mean", "logits"):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)
-    alone = [in_pieces.pixels(pixels[i : i + 1]) for i in (0, 2 * PIECE)]
+    alone = [in_pieces.pixels(pixels[i : i + 1]) for i in (0, 2 * STEM_BATCH)]
     for name in ("max", "min", "mean"):
-        together = getattr(found, name)[[0, 2 * PIECE]]
+        together = getattr(found, name)[[0, 2 * STEM_BATCH]]
         np.testing.assert_allclose(together, np.concatenate([getattr(x, name) for x in alone]), rtol=1e-4, atol=1e-4)
     assert found.logits is not None
-    assert found.logits.shape == (2 * PIECE + 1, 1000)
+    assert found.logits.shape == (2 * STEM_BATCH + 1, 1000)

@@ -31,16 +31,16 @@ def test_scan_ends(name: str, tmp_path: Path) -> None:
     )
     job = Job(config, tmp_path / "store", progress=False)
     driver.run(job, STAGES)
-    units = pd.read_parquet(job.root / layout.table(job.run, "units"))
-    layers = pd.read_parquet(job.root / layout.table(job.run, "layers"))
+    units = pd.read_parquet(job.store.root / layout.table(job.store.run, "units"))
+    layers = pd.read_parquet(job.store.root / layout.table(job.store.run, "layers"))
     assert len(units) == layers["channels"].sum() > 0
-    examples = pd.read_parquet(job.root / layout.table(job.run, "top_examples"))
+    examples = pd.read_parquet(job.store.root / layout.table(job.store.run, "top_examples"))
     signed = set(layers["layer"][layers["signed"]])
     lowest = examples[examples["direction"] == "lowest"]
     assert set(lowest["layer"]) == signed
     places = examples.merge(layers[["layer", "height", "width"]], on="layer")
     assert ((places["y"] < places["height"]) & (places["x"] < places["width"])).all()
     assert ((places["box_y0"] >= 0) & (places["box_y0"] < places["box_y1"])).all()
-    predictions = pd.read_parquet(job.root / layout.table(job.run, "predictions"))
+    predictions = pd.read_parquet(job.store.root / layout.table(job.store.run, "predictions"))
     assert len(predictions) == 8 * 5
-    assert not verify.verify(job.root).problems
+    assert not verify.verify(job.store.root).problems

@@ -51,8 +51,10 @@ class _Saving(fx.Interpreter):
 
 
 def _batches(job: Job) -> Iterator[torch.Tensor]:
-    size = job.config.scan.batch_size
-    pixels = [job.model.preprocess.pixels(open_image(job.read_image(int(i)))) for i in job.readable]
+    size = job.spec.config.scan.batch_size
+    pixels = [
+        job.spec.model.preprocess.pixels(open_image(job.dataset.read_image(int(i)))) for i in job.dataset.readable
+    ]
     for start in range(0, len(pixels), size):
         batch = np.zeros((size, *pixels[0].shape), np.uint8)
         part = pixels[start : start + size]
@@ -62,10 +64,10 @@ def _batches(job: Job) -> Iterator[torch.Tensor]:
 
 def _truth(job: Job, module: fx.GraphModule, channels_last: bool) -> Truth:
     truth = Truth({}, {}, {}, {}, {})
-    layers = {layer.node: layer for layer in job.layers}
+    layers = {layer.node: layer for layer in job.spec.layers}
     sums: dict[str, list[np.ndarray]] = {}
     pieces: dict[str, list[tuple[np.ndarray, ...]]] = {}
-    left = len(job.readable)
+    left = len(job.dataset.readable)
     for x in _batches(job):
         real = min(left, len(x))
         left -= real
@@ -79,7 +81,7 @@ def _truth(job: Job, module: fx.GraphModule, channels_last: bool) -> Truth:
                 np.stack([np.full(len(flat), flat.shape[1]), flat.mean(1), flat.var(1), (flat > 0).mean(1)])
             )
 
-        inputs = job.model.preprocess.normalize(x)
+        inputs = job.spec.model.preprocess.normalize(x)
         if channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
@@ -103,23 +105,23 @@ def job(workplace: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def folded(job: Job) -> Truth:
-    return _truth(job, folded_network(job.model, job.layers), channels_last=True)
+    return _truth(job, folded_network(job.spec.model, job.spec.layers), channels_last=True)
 
 
 def _table(job: Job, name: str) -> pd.DataFrame:
-    return pd.read_parquet(job.root / layout.table(job.run, name))
+    return pd.read_parquet(job.store.root / layout.table(job.store.run, name))
 
 
 def test_every_unit_is_there(job: Job) -> None:
     units = _table(job, "units")
-    assert len(job.layers) == 50
-    assert len(units) == sum(layer.channels for layer in job.layers) == 22_008
-    assert units.groupby("layer", observed=True).size().to_dict() == {x.name: x.channels for x in job.layers}
+    assert len(job.spec.layers) == 50
+    assert len(units) == sum(layer.channels for layer in job.spec.layers) == 22_008
+    assert units.groupby("layer", observed=True).size().to_dict() == {x.name: x.channels for x in job.spec.layers}
 
 
 def test_moments(job: Job, folded: Truth) -> None:
     units = _table(job, "units").groupby("layer", observed=True)
-    for layer in job.layers:
+    for layer in job.spec.layers:
         table = units.get_group(layer.name).sort_values("channel")
         mean, variance, active = folded.moments[layer.name]
         sd = np.maximum(np.sqrt(variance), 1e-30)
@@ -157,13 +159,13 @@ def _compare(found: list[Example], expected: list[Example], means: dict[int, flo
 
 def test_top_examples_are_a_sort(job: Job, folded: Truth) -> None:
     examples = _table(job, "top_examples")
-    ids = job.readable.tolist()
+    ids = job.dataset.readable.tolist()
     found = {
         key: list(zip(g["image_id"], g["value"], g["mean"], g["y"], g["x"], strict=True))
         for key, g in examples.sort_values("rank").groupby(["layer", "channel", "direction"], observed=True)
     }
     compared = 0
-    for layer in job.layers:
+    for layer in job.spec.layers:
         high, place = folded.high[layer.name].astype(np.float32), folded.place[layer.name]
         mean, low = folded.mean[layer.name].astype(np.float32), folded.low[layer.name].astype(np.float32)
         for c in range(layer.channels):
@@ -171,28 +173,28 @@ def test_top_examples_are_a_sort(job: Job, folded: Truth) -> None:
             rows.sort(key=lambda r: (-high[r, c], -mean[r, c], ids[r]))
             expected = [
                 (ids[r], high[r, c], mean[r, c], place[r, c] // layer.width, place[r, c] % layer.width)
-                for r in rows[: job.config.scan.topk]
+                for r in rows[: job.spec.config.scan.topk]
             ]
             _compare(found.get((layer.name, c, "highest"), []), expected, dict(zip(ids, mean[:, c], strict=True)))
             compared += len(expected)
             if layer.signed:
-                rows = sorted(range(len(ids)), key=lambda r: (low[r, c], ids[r]))[: job.config.scan.lowest]
+                rows = sorted(range(len(ids)), key=lambda r: (low[r, c], ids[r]))[: job.spec.config.scan.lowest]
                 lowest = found[layer.name, c, "lowest"]
                 assert [(i, v) for i, v, *_ in lowest] == [(ids[r], low[r, c]) for r in rows]
     assert compared > 500_000
 
 
 def test_tail_probabilities_are_exact(job: Job, folded: Truth) -> None:
-    n = len(job.readable)
-    for layer in job.layers:
-        tail = pd.read_parquet(job.root / layout.tail_by_unit(job.run, layer.name))
+    n = len(job.dataset.readable)
+    for layer in job.spec.layers:
+        tail = pd.read_parquet(job.store.root / layout.tail_by_unit(job.store.run, layer.name))
         high = folded.high[layer.name].astype(np.float32)
-        rows = np.searchsorted(job.readable, tail["image_id"].to_numpy())
+        rows = np.searchsorted(job.dataset.readable, tail["image_id"].to_numpy())
         channel = tail["channel"].to_numpy()
         assert (tail["value"].to_numpy() == high[rows, channel]).all()
         expected = (high[:, channel] >= tail["value"].to_numpy()).sum(0) / n
         assert (tail["tail_p"].to_numpy() == expected).all()
-        with hdf5.reading(job.root / layout.array(job.run, "codes")) as file:
+        with hdf5.reading(job.store.root / layout.array(job.store.run, "codes")) as file:
             edges, counts = (hdf5.dataset(file, f"{layer.name}/max/{key}")[()] for key in ("edges", "counts"))
         reaching = np.cumsum(counts[:, ::-1], 1)[:, ::-1]
         for c in range(0, layer.channels, 7):
@@ -200,12 +202,12 @@ def test_tail_probabilities_are_exact(job: Job, folded: Truth) -> None:
 
 
 def test_against_the_untouched_network(job: Job) -> None:
-    plain = _truth(job, job.model.graph.module, channels_last=False)
+    plain = _truth(job, job.spec.model.graph.module, channels_last=False)
     units = _table(job, "units").groupby("layer", observed=True)
     examples = _table(job, "top_examples")
     highest = examples[examples["direction"] == "highest"].groupby("layer", observed=True)
     compared = 0
-    for layer in job.layers:
+    for layer in job.spec.layers:
         mean, variance, _ = plain.moments[layer.name]
         table = units.get_group(layer.name).sort_values("channel")
         sd = np.sqrt(np.maximum(variance, 0))
@@ -214,7 +216,7 @@ def test_against_the_untouched_network(job: Job) -> None:
         ours = highest.get_group(layer.name)
         high, channel = plain.high[layer.name], ours["channel"].to_numpy()
         value = ours["value"].to_numpy()
-        theirs = high[np.searchsorted(job.readable, ours["image_id"]), channel]
+        theirs = high[np.searchsorted(job.dataset.readable, ours["image_id"]), channel]
         close = 1e-4 * np.maximum(np.abs(value), 1)
         assert (np.abs(value - theirs) <= close).all(), layer.name
         # at each rank the sort of the untouched network has this image, or one whose value is within that of it
@@ -226,10 +228,10 @@ def test_against_the_untouched_network(job: Job) -> None:
 
 def test_a_copy_of_a_stored_picture_is_placed_as_itself(job: Job, tmp_path: Path) -> None:
     """A picture never scanned: (1 + images that reach it) / (N + 1), with the stored row's own values."""
-    scope = query.open(job.root)
-    n, image_id = len(job.readable), int(job.readable[5])
+    scope = query.open(job.store.root)
+    n, image_id = len(job.dataset.readable), int(job.dataset.readable[5])
     file = tmp_path / "copy.jpg"
-    file.write_bytes(job.read_image(image_id))
+    file.write_bytes(job.dataset.read_image(image_id))
     stored = scope.sql("SELECT layer, channel, value, tail_p, y, x FROM tail WHERE image_id = $1", [image_id]).df()
     live = scope.top_units(str(file), k=22_008).merge(stored, on=["layer", "channel"], suffixes=("", "_stored"))
     assert len(live) == len(stored) > 5_000

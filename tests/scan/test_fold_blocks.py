@@ -31,24 +31,24 @@ def test_blocks_of_channels_change_no_byte(tmp_path: Path, monkeypatch: pytest.M
     driver.run(whole, stages)
     monkeypatch.setattr(work_sizes, "MEMORY", 0)
     driver.run(cut, ("index", "calibrate", "scan"))
-    places = range(len(cut.layers))
+    places = range(len(cut.spec.layers))
     assert any(len(blocks(cut, place)) > 2 for place in places)
     with h5py.File(next((tmp_path / "cut").glob("**/scan/*.h5"))) as partial:
         width = partial["max"].chunks[1]
         assert width == work_sizes.FEWEST
         for place in places:
-            start, found = cut.units.slice(place).start, blocks(cut, place)
+            start, found = cut.spec.units.slice(place).start, blocks(cut, place)
             assert [b.start for b in found[1:]] == [b.stop for b in found[:-1]]
-            assert (found[0].start, found[-1].stop) == (0, cut.layers[place].channels)
+            assert (found[0].start, found[-1].stop) == (0, cut.spec.layers[place].channels)
             assert all((start + b.start) // width == (start + b.stop - 1) // width for b in found), "one chunk each"
     driver.run(cut, ("fold",))
 
     def results(job: Job) -> dict[str, str]:
-        kept = faults.digests(job.root)
+        kept = faults.digests(job.store.root)
         return {k: v for k, v in kept.items() if not k.startswith("commits") and "manifest" not in k}
 
     wanted, found_files = results(whole), results(cut)
-    assert layout.table(whole.run, "units") in wanted
+    assert layout.table(whole.store.run, "units") in wanted
     assert {k: v for k, v in wanted.items() if "partials" not in k} == {
         k: v for k, v in found_files.items() if "partials" not in k
     }

@@ -57,18 +57,18 @@ STAGES = ("index", "calibrate", "scan", "fold")
 def test_bad_pictures_keep_their_row_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     job = Job(_config(folder, 0.5), tmp_path / "store", progress=False)
     driver.run(job, STAGES)
-    images = query.open(job.root).sql("SELECT * FROM images ORDER BY image_id").df()
+    images = query.open(job.store.root).sql("SELECT * FROM images ORDER BY image_id").df()
     assert images["path"].tolist() == ["a/00.jpg", "a/01.jpg", "a/02.jpg", "b/03.jpg", "b/04.jpg", "b/05.jpg"]
     assert images["class_index"].tolist() == [0, 0, 0, 1, 1, 1]
     assert images["status"].tolist() == ["accepted", "accepted", "rejected", "accepted", "rejected", "accepted"]
     assert images["reason"][2] == "empty file"
     assert "truncated" in images["reason"][4] or "broken" in images["reason"][4]
-    with h5py.File(job.root / layout.codes_by_image(job.run, 0)) as file:
+    with h5py.File(job.store.root / layout.codes_by_image(job.store.run, 0)) as file:
         assert not file["max"][[2, 4]].any()
         assert file["max"][[0, 1, 3, 5]].any(axis=1).all()
-    examples = pd.read_parquet(job.root / layout.table(job.run, "top_examples"))
+    examples = pd.read_parquet(job.store.root / layout.table(job.store.run, "top_examples"))
     assert set(examples["image_id"]) <= {0, 1, 3, 5}
-    assert query.open(job.root).top_units(0, k=1)["n"].tolist() == [4]
+    assert query.open(job.store.root).top_units(0, k=1)["n"].tolist() == [4]
 
 
 def test_too_many_stop_the_run_and_a_higher_share_goes_on(folder: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_too_many_stop_the_run_and_a_higher_share_goes_on(folder: Path, tmp_path
     with pytest.raises(UsageError, match=r"2 of 6 pictures.*max_bad_fraction = 0.2.*b/04.jpg"):
         driver.run(strict, STAGES)
     driver.run(Job(_config(folder, 0.5), tmp_path / "store", progress=False), STAGES)
-    assert (tmp_path / "store" / layout.table(strict.run, "units")).exists()
+    assert (tmp_path / "store" / layout.table(strict.store.run, "units")).exists()
 
 
 def test_a_picture_lost_or_changed_after_the_index_stops_the_scan_and_loses_nothing(
@@ -123,6 +123,6 @@ def test_a_rejected_picture_is_no_natural_example(folder: Path, tmp_path: Path) 
     )  # fmt: skip
     job = Job(replace(config, visualize=pictures), tmp_path / "store", progress=False)
     driver.run(job)
-    made = pd.read_parquet(job.root / layout.table(job.run, "visualizations"))
+    made = pd.read_parquet(job.store.root / layout.table(job.store.run, "visualizations"))
     assert len(made) == 8
     assert made["rank_in_layer"].isna().tolist() == (made["direction"] == "negative").tolist()

@@ -149,4 +149,4 @@ def test_a_shard_that_another_process_finished_meanwhile_is_done(config: Path, t
     worker.run_shard(job, replace(index.STAGE, run=fail), Shard("index"), lambda _: None)
     with pytest.raises(UsageError, match="partial is gone"):
         worker.run_shard(job, replace(scan.STAGE, run=fail), Shard("00000"), lambda _: None)
-    assert job.record("index", "index") is not None
+    assert job.store.record("index", "index") is not None

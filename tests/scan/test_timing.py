@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 import unitscope
-from pipeline.machine import in_order
 from pipeline.runtime import timing
+from pipeline.runtime.ordered_map import ordered_map
 from pipeline.slurm import queue
 from store import logs, timings
 from store.status import lines_of
@@ -39,7 +39,7 @@ def test_threads_count_for_the_shard_they_work_for() -> None:
     def shard(pictures: int) -> float:
         with timing.counting() as seconds:
             both.wait()
-            list(in_order(decode, range(pictures), 3))
+            list(ordered_map(decode, range(pictures), 3))
         return seconds.rounded()["decode"]
 
     with ThreadPoolExecutor(2) as pool:
@@ -66,7 +66,7 @@ def test_drawing_a_batch_is_waiting_and_working_on_it_is_not(monkeypatch: pytest
             yield i
 
     with timing.counting() as seconds:
-        for _ in timing.waits(slow()):
+        for _ in timing.timed_iter(slow()):
             now[0] += 10
     assert seconds.rounded()["wait"] == 3.0
 

@@ -51,7 +51,7 @@ class RectifiedSum(nn.Module):
         return y
 
 
-def arranged(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
+def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
     """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution, a ReLU the
     sum, whose only user it is, under the clip's node name, unless `keep` names the other."""
     fresh = copied(module)

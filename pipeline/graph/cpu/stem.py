@@ -13,7 +13,7 @@ from torch import fx
 
 from pipeline.graph.surgery import copied
 
-PIECE = 4  # pictures that the first half takes at a time
+STEM_BATCH = 4  # pictures that the first half takes at a time
 SMALL = 4  # times smaller than the largest are the maps of the second
 
 

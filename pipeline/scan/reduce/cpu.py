@@ -12,12 +12,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.scan.batch_statistics import Buffers
 
 BLOCK = 256  # channels a task: the scratch rows stay in the first-level cache
 STEP = 8  # positions a turn of the loop, written out below
 _HIGH, _LOW, _ACTIVE, _SHIFT, _HIGH_AT, _LOW_AT = (BLOCK * i for i in range(6))  # rows of one scratch: no alias checks
+
+
+def reduce_numba(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
+    """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
+    images, channels, height, width = x.shape
+    rows = x.float().permute(0, 2, 3, 1)
+    if rows.stride(3) != 1 or (height > 1 and width > 1 and rows.stride(1) != width * rows.stride(2)):
+        rows = rows.contiguous()
+    position_stride = rows.stride(2) if width > 1 else rows.stride(1) if height > 1 else channels
+    span = (images - 1) * rows.stride(0) + (height * width - 1) * position_stride + channels
+    flat = torch.as_strided(rows, (span,), (1,)).numpy()
+    reduce_rows(
+        flat, rows.stride(0), position_stride, images, height * width, channels, signed,
+        *(array[:images, units] for array in out.arrays),
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]

@@ -1,0 +1,75 @@
+"""What a job computes: its config, model and layers, and the fingerprint of all that changes results."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import hashlib
+import json
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from pipeline import config as configs
+from pipeline.config import Config
+from pipeline.graph import Layer
+from pipeline.models import Model, open_model
+from pipeline.scan.batch_statistics import UnitIndex
+from store.errors import UsageError
+
+
+class Spec:
+    """A config on one type of device. The model is opened when it is first asked for."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        self.config, self.device = config, device
+
+    @functools.cached_property
+    def model(self) -> Model:
+        c = self.config.model
+        return open_model(c.source, c.weights, c.name or None)
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.model.graph.layers(self.config.model.layers)
+
+    @functools.cached_property
+    def units(self) -> UnitIndex:
+        return UnitIndex(self.layers)
+
+    @functools.cached_property
+    def visualized(self) -> tuple[Layer, ...]:
+        """The layers of the run that `[visualize] layers` names."""
+        chosen = self.config.visualize.layers
+        if chosen in ("blocks", "all"):
+            return self.layers
+        chosen = (chosen,) if isinstance(chosen, str) else chosen
+        for pattern in chosen:
+            if not fnmatch.filter([layer.name for layer in self.layers], pattern):
+                near = difflib.get_close_matches(pattern, [layer.name for layer in self.layers], 3)
+                hint = f"; near: {', '.join(near)}" if near else ""
+                raise UsageError(
+                    f"[visualize] layers: {pattern!r} matches no layer of the run{hint} "
+                    f"(see `unitscope layers {self.config.model.source}`)"
+                )
+        return tuple(x for x in self.layers if any(fnmatch.fnmatch(x.name, pattern) for pattern in chosen))
+
+    @functools.cached_property
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """The config's keys that change results, by section."""
+        return configs.fingerprinted(self.config, self.device)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that changes results."""
+        body = {
+            "config": {k: self.keys[k] for k in self.keys if k not in ("model", "dataset")},
+            "dataset": {k: v for k, v in self.keys["dataset"].items() if k != "source"},  # its contents have a digest
+            "layers": [layer.name for layer in self.layers],
+            "preprocessing": self.model.preprocess.as_dict(),
+            "versions": {"torch": torch.__version__, "unitscope": version("unitscope")},
+            "weights": self.model.digest,
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""The reducer made of torch's own reductions, for any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.scan.batch_statistics import Buffers
+
+
+def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
+    """The same with torch's own reductions, on any device, without waiting for it."""
+    images = x.shape[0]
+    flat = x.float().flatten(2)
+    out.max[:images, units], out.argmax[:images, units] = first_extreme(flat, largest=True)
+    if signed:
+        out.min[:images, units], out.argmin[:images, units] = first_extreme(flat, largest=False)
+    else:
+        out.min[:images, units] = flat.amin(2)
+    shift = flat[:, :, :1]
+    deviations = flat - shift  # as the compiled reducer: a constant has exactly no variance
+    total = deviations.sum(2, dtype=torch.float64)
+    square = deviations.square().sum(2, dtype=torch.float64)
+    first, count = shift[:, :, 0].double(), flat.shape[2]
+    out.sum[:images, units] = total + count * first
+    out.square[:images, units] = square + first * (2 * total + count * first)
+    out.active[:images, units] = (flat > 0).sum(2, dtype=torch.int32)
+
+
+def first_extreme(flat: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+    """Extreme over the last axis and the first place that has it (`torch.max` promises no order among ties)."""
+    value = flat.amax(2) if largest else flat.amin(2)
+    places = torch.arange(flat.shape[2], device=flat.device, dtype=torch.int32)
+    beyond = torch.full_like(places, flat.shape[2])
+    return value, torch.where(flat == value[..., None], places, beyond).amin(2)
