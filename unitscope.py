@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from store.errors import UsageError
+from store.errors import UsageError, unknown
 
 # command -> (module, one line for the list of commands)
 COMMANDS = {
@@ -49,11 +49,7 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f": did you mean {near[0]}?" if near else f"; commands are {', '.join(COMMANDS)}"
-            raise UsageError(f"unknown command {args[0]!r}{hint}")
+            raise unknown("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
 

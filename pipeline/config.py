@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
@@ -11,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from store.errors import UsageError
+from store.errors import UsageError, did_you_mean
 
 Layers = str | tuple[str, ...]  # "blocks", "all" or globs
 
@@ -152,8 +151,7 @@ _EXAMPLE = {"model": "torchvision:resnet50", "dataset": "folder:photos"}
 def _check_names(where: str, what: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for key in found:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            hint = did_you_mean(key, known) or f"known are {', '.join(known)}"
             raise UsageError(f"{where}: unknown {what} {key!r}: {hint}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from store import hdf5, layout, parquet, publish, schema
 from store.errors import UsageError
 from store.hdf5 import Array
+from store.layer_globs import matching
 from store.publish import Publication, Record
 
 _ROWS = 4096  # images of the record copied at a time
@@ -50,10 +50,7 @@ def layers(root: Path, run: str, globs: Sequence[str]) -> list[str]:
     """Names of the run's layers that match, in order; all without globs."""
     table = parquet.read(root / layout.table(run, "layers"), ["layer", "layer_index"]).sort_by("layer_index")
     names: list[str] = table["layer"].to_pylist()
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            raise UsageError(f"--layers {glob!r} matches no layer of {run}; there are {', '.join(names[:8])}, ...")
-    return [name for name in names if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    return matching(names, globs) if globs else names
 
 
 def _whole(root: Path, to: Path, records: Sequence[Record], advance: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ from pipeline.featurevis.objectives import Objective
 from pipeline.featurevis.settings import one_of
 from pipeline.graph import Layer
 from pipeline.models import Model
-from store.errors import UsageError
+from store.unit_name import check_channel
 
 KINDS = ("channel", "neuron", "diversity", "deepdream")
 DIRECTIONS = {"positive": 1.0, "negative": -1.0}
@@ -51,7 +51,7 @@ def measured(kind: str, layer: Layer, channels: Sequence[int]) -> Objective:
     if kind == "deepdream":
         return objectives.deepdream(layer.name)
     for channel in channels:
-        check_channel(layer, channel)
+        check_channel(layer.name, channel, layer.channels)
     make = objectives.neuron if kind == "neuron" else objectives.channel
     return make(layer.name, tuple(channels))
 
@@ -73,8 +73,3 @@ def described(kind: str, layers: Sequence[Layer], channel: int) -> str:
         return str(objectives.deepdream(layers[0].name))
     text = measured(kind, layers[0], [channel]).text_of(0)
     return text if kind != "diversity" else f"({text} - {DIVERSITY_WEIGHT:g} * diversity({layers[-1].name}))"
-
-
-def check_channel(layer: Layer, number: int) -> None:
-    if not 0 <= number < layer.channels:
-        raise UsageError(f"{layer.name}:{number}: this layer has channels 0 to {layer.channels - 1}")

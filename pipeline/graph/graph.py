@@ -1,9 +1,7 @@
 """A network as a graph of named layers."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import inf, prod
 
@@ -13,7 +11,8 @@ from pipeline.graph import default_layers, ops
 from pipeline.graph.analysis import axes, bounds, cost, receptive, shapes
 from pipeline.graph.layer import Layer, Layout
 from pipeline.graph.trace import trace
-from store.errors import UsageError
+from store.errors import UsageError, did_you_mean
+from store.layer_globs import matching
 
 _LISTED = 24  # names in an error
 
@@ -120,13 +119,7 @@ class Graph:
 
     def _matching(self, patterns: Sequence[str]) -> set[str]:
         names = [layer.name for layer in self._all]
-        wanted: set[str] = set()
-        for pattern in patterns:
-            matched = {pattern} & set(names) or {name for name in names if fnmatchcase(name, pattern)}
-            if not matched:
-                raise UsageError(_no_match(pattern, names))
-            wanted |= matched
-        return wanted
+        return set(matching(names, patterns, lambda glob: UsageError(_no_match(glob, names))))
 
 
 def build(network: nn.Module, family: str, input_shape: tuple[int, ...]) -> Graph:
@@ -140,6 +133,5 @@ def _no_match(pattern: str, names: Sequence[str]) -> str:
     if under:
         more = f" and {len(under) - _LISTED} more" if len(under) > _LISTED else ""
         return f"{pattern} is a module, not a layer; the layers in it: {', '.join(under[:_LISTED])}{more}"
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else "; `unitscope layers MODEL --all` lists them"
-    return f"no layer matches {pattern!r}{hint}"
+    hint = did_you_mean(pattern, names) or "`unitscope layers MODEL --all` lists them"
+    return f"no layer matches {pattern!r}: {hint}"

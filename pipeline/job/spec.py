@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import functools
 import hashlib
 import json
@@ -17,7 +15,8 @@ from pipeline.config import Config
 from pipeline.graph import Layer
 from pipeline.models import Model, open_model
 from pipeline.scan.batch_statistics import UnitIndex
-from store.errors import UsageError
+from store.errors import UsageError, did_you_mean
+from store.layer_globs import matching
 
 
 class Spec:
@@ -45,16 +44,14 @@ class Spec:
         chosen = self.config.visualize.layers
         if chosen in ("blocks", "all"):
             return self.layers
-        chosen = (chosen,) if isinstance(chosen, str) else chosen
-        for pattern in chosen:
-            if not fnmatch.filter([layer.name for layer in self.layers], pattern):
-                near = difflib.get_close_matches(pattern, [layer.name for layer in self.layers], 3)
-                hint = f"; near: {', '.join(near)}" if near else ""
-                raise UsageError(
-                    f"[visualize] layers: {pattern!r} matches no layer of the run{hint} "
-                    f"(see `unitscope layers {self.config.model.source}`)"
-                )
-        return tuple(x for x in self.layers if any(fnmatch.fnmatch(x.name, pattern) for pattern in chosen))
+        names = [layer.name for layer in self.layers]
+
+        def no_match(glob: str) -> UsageError:
+            hint = did_you_mean(glob, names) or f"see `unitscope layers {self.config.model.source}`"
+            return UsageError(f"[visualize] layers: {glob!r} matches no layer of the run: {hint}")
+
+        found = set(matching(names, chosen, no_match))
+        return tuple(layer for layer in self.layers if layer.name in found)
 
     @functools.cached_property
     def keys(self) -> dict[str, dict[str, Any]]:

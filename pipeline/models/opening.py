@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from torch import nn
 from pipeline.data import imagenet
 from pipeline.models import efficientnet_lite, preprocessing, weights
 from pipeline.models.preprocessing import Preprocess
-from store.errors import UsageError
+from store.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
@@ -80,12 +79,12 @@ def _open_torchvision(name: str, chosen: str) -> _Opened:
 
     known = models.list_models(module=models)
     if name not in known:
-        raise _unknown("torchvision model", name, known)
+        raise unknown("torchvision model", name, known)
     enum = models.get_model_weights(name)
     wanted = enum.DEFAULT
     if _is_enum(chosen):
         if chosen not in enum.__members__:
-            raise _unknown(f"weights of torchvision:{name}", chosen, enum.__members__)
+            raise unknown(f"weights of torchvision:{name}", chosen, enum.__members__)
         wanted = enum[chosen]
         network = _downloading(lambda: models.get_model(name, weights=wanted), f"torchvision:{name} {chosen}")
     else:
@@ -103,7 +102,7 @@ def _open_timm(name: str, chosen: str) -> _Opened:
     except ImportError:
         raise UsageError(f"timm:{name} needs timm: pip install 'unitscope[timm]'") from None
     if not timm.is_model(name):
-        raise _unknown("timm model", name, timm.list_models())
+        raise unknown("timm model", name, timm.list_models())
     if _is_enum(chosen):
         if chosen != "DEFAULT":
             name = f"{name}.{chosen}"  # timm's own spelling of a pretrained tag
@@ -196,9 +195,3 @@ def _downloading(make: Any, what: str) -> nn.Module:
         raise UsageError(
             f"weights of {what} could not be fetched ({said}): give weights = a file, package:NAME or random:SEED"
         ) from error
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 3) or known[:5]
-    return UsageError(f"{what} {name!r} is unknown; near: {', '.join(near)}")

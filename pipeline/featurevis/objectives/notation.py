@@ -6,7 +6,6 @@ which are named as files.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from PIL import Image
 
 from pipeline.featurevis.objectives import batches, directions, penalties, units
 from pipeline.featurevis.objectives.objective import Objective
-from store.errors import UsageError
+from store.errors import UsageError, did_you_mean
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<unit>[\w.@]+\s*:\s*\d+)|(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?(?![\w.@/]))"
@@ -175,8 +174,8 @@ class _Reader:
 
     def call(self, name: str) -> Objective:
         if name not in FUNCTIONS:
-            near = difflib.get_close_matches(name, FUNCTIONS, 1)
-            raise self.wrong(f"{name} is unknown" + (f", did you mean {near[0]}?" if near else ""))
+            hint = did_you_mean(name, FUNCTIONS) or f"there are {', '.join(FUNCTIONS)}"
+            raise self.wrong(f"{name} is unknown: {hint}")
         make, described = FUNCTIONS[name]
         self.take("(")
         given: list[Any] = []

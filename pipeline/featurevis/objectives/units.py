@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.featurevis.objectives.objective import Activations, Objective, called, per_picture
-from store.errors import UsageError
+from store.errors import UsageError, did_you_mean
+from store.unit_name import check_channel, parse_unit_name
 
 Channels = int | Sequence[int]  # one for every picture, or one a picture
 Reduce = Callable[[Tensor], Tensor]  # of maps [n, H, W] one number each
@@ -67,11 +67,10 @@ def at(x: Tensor, y: int | None, x_: int | None) -> Tensor:
 
 def parse(text: str) -> tuple[str, int]:
     """The layer and channel of "LAYER:CHANNEL"."""
-    layer, _, number = text.rpartition(":")
-    layer, number = layer.strip(), number.strip()
-    if not layer or not number.isdecimal():
-        raise UsageError(f"objective {text!r}: expected LAYER:CHANNEL with a channel from 0, e.g. blocks.2.1.add:5")
-    return layer, int(number)
+    unit = parse_unit_name(text)
+    if unit.model:
+        raise UsageError(f"objective {text!r}: an objective is of one model: write {unit.layer}:{unit.channel}")
+    return unit.layer, unit.channel
 
 
 def _of_channels(
@@ -92,8 +91,7 @@ def _maps(activations: Tensor, channels: Channels, layer: str) -> Tensor:
     """[n, H, W], each picture's own channel."""
     n, known = activations.shape[:2]
     for number in (channels,) if isinstance(channels, int) else channels:
-        if not 0 <= number < known:
-            raise UsageError(f"{layer}:{number}: this layer has channels 0 to {known - 1}")
+        check_channel(layer, number, known)
     if isinstance(channels, int):
         return activations[:, channels].contiguous()  # as gathered: a mean's last bit depends on the layout
     if len(channels) != n:
@@ -110,5 +108,4 @@ def _index_of(label: str, labels: tuple[str, ...] | None) -> int:
         return found[0]
     if found:
         raise UsageError(f"label {label!r} is ambiguous: classes {', '.join(map(str, found))}; give the index")
-    near = difflib.get_close_matches(label, labels, 3)
-    raise UsageError(f"label {label!r} is unknown" + (f"; near: {', '.join(near)}" if near else "; give the index"))
+    raise UsageError(f"label {label!r} is unknown: {did_you_mean(label, labels) or 'give the index'}")

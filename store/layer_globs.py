@@ -1,0 +1,25 @@
+"""Layers chosen by name or by glob, case-sensitive everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from store.errors import UsageError, unknown
+
+
+def matching(
+    names: Sequence[str], globs: str | Sequence[str], no_match: Callable[[str], UsageError] | None = None
+) -> list[str]:
+    """Return the names that any glob matches, in their own order.
+
+    A glob that is itself a name stands for that name alone. Raises UsageError for a glob that matches nothing, made
+    by `no_match` if given.
+    """
+    chosen: set[str] = set()
+    for glob in [globs] if isinstance(globs, str) else globs:
+        found = {glob} & set(names) or {name for name in names if fnmatchcase(name, glob)}
+        if not found:
+            raise no_match(glob) if no_match else unknown("layer", glob, names)
+        chosen |= found
+    return [name for name in names if name in chosen]

@@ -1,0 +1,42 @@
+"""The name of a unit, MODEL/LAYER:CHANNEL, as it is parsed and printed everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from store.errors import UsageError
+
+EXAMPLE = "layer1.0.relu_1:17"
+
+
+@dataclass(frozen=True)
+class UnitName:
+    """A unit as a person names it. `model` is empty if the name leaves it out."""
+
+    layer: str
+    channel: int
+    model: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.layer}:{self.channel}" if self.model else f"{self.layer}:{self.channel}"
+
+
+def is_unit_name(text: str) -> bool:
+    """Return whether the text has the form LAYER:CHANNEL or MODEL/LAYER:CHANNEL."""
+    layer, _, channel = text.rpartition(":")
+    return bool(layer.strip()) and channel.strip().isascii() and channel.strip().isdecimal()
+
+
+def parse_unit_name(text: str, example: str = EXAMPLE) -> UnitName:
+    """Parse LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Raises UsageError, which shows `example`."""
+    if not is_unit_name(text):
+        raise UsageError(f"unit {text!r}: expected LAYER:CHANNEL or MODEL/LAYER:CHANNEL, e.g. {example}")
+    name, _, channel = text.rpartition(":")
+    model, slash, layer = name.strip().partition("/")
+    return UnitName(layer, int(channel), model) if slash else UnitName(model, int(channel))
+
+
+def check_channel(layer: str, channel: int, channels: int) -> None:
+    """Raise UsageError unless the layer has this channel."""
+    if not 0 <= channel < channels:
+        raise UsageError(f"unit {layer}:{channel}: layer {layer} has channels 0 to {channels - 1}")
