@@ -19,7 +19,7 @@ COMMANDS = {
     "layers": ("pipeline.commands.cli", "Layers and units of a model, without weights or data."),
     "render": ("pipeline.commands.render", "A feature visualization of one unit: Lucid in a shell."),
     "repair": ("pipeline.commands.cli", "Run again exactly the shards whose files are damaged."),
-    "status": ("store.commands", "Runs of a store, shards done, rejected images."),
+    "status": ("pipeline.commands.status", "Runs of a store, shards done, rejected images."),
     "verify": ("store.commands", "Check every file of a store against its digest."),
     "export": ("store.commands", "A smaller store of one run or some of its layers."),
     "sql": ("query.commands.cli", "Ask a store in SQL."),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from pipeline.data.indexing import refuse_too_many
 from pipeline.executors import worker
 from pipeline.executors.engine import Engine
 from pipeline.executors.processes import Processes
@@ -17,7 +16,7 @@ from pipeline.job import Job, Shard, Stage
 from pipeline.runtime.devices import set_up
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.stages import STAGES, stage_named
-from store import publish, verify
+from store import publish
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def run(
     elif missing := [stage for stage in stages if not is_complete(job, stage)]:
         _run_on(engine(), job, missing, part, patience)
     for stage in STAGES:
-        _drop_partials(job, stage.name)
+        _drop_partials(job, stage)
     publish.remove_orphans(job.store.root, job.store.run)
     publish.write_manifest(job.store.root)
 
@@ -74,7 +73,7 @@ def _processes(job: Job) -> Callable[[], Engine]:
 
 def _run_on(engine: Engine, job: Job, stages: Sequence[Stage], part: Slice, patience: float) -> None:
     try:
-        Scheduler(job, engine, part.takes, patience).run(stages, lambda stage, done: _refuse_bad(job, stage, done))
+        Scheduler(job, engine, part.takes, patience).run(stages, lambda stage, done: stage.check(job, done))
     finally:
         engine.close()
 
@@ -88,7 +87,7 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
         missing = [shard for shard in mine if shard.name not in done]
         _compute(job, stage, missing, sum(s.size for s in mine))
         done = job.store.done(stage.name)
-        _refuse_bad(job, stage, done)
+        stage.check(job, done)
         if any(shard.name not in done for shard in phase):
             say(f"{stage.name}: this share is done; the rest of the stage waits for the other shards")
             return
@@ -115,17 +114,6 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
             pass
 
 
-def _refuse_bad(job: Job, stage: Stage, done: dict[str, publish.Record]) -> None:
-    if stage.name != "scan":
-        return
-    reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts["rejected"]]
-    bad = [(job.dataset.path_of(i), reason) for i, reason in sorted(reasons)]
-    total = len(job.dataset.images)
-    known = [("", "")] * (total - len(job.dataset.readable))
-    refuse_too_many([*bad, *known], total, job.spec.config.dataset.max_bad_fraction)
-
-
-def _drop_partials(job: Job, stage: str) -> None:
-    consumer = verify.CONSUMERS.get(stage)
-    if consumer and job.store.record(*consumer):
-        publish.remove_partials(job.store.root, job.store.run, [stage])
+def _drop_partials(job: Job, stage: Stage) -> None:
+    if stage.spec.consumer and job.store.record(*stage.spec.consumer):
+        publish.remove_partials(job.store.root, job.store.run, [stage.name])

@@ -1,30 +1,10 @@
-"""Commands that look at a store without computing: status, verify."""
+"""Commands that look at a store without computing: verify, export."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
-
-
-@click.command()
-@click.argument("store")
-@click.option("--timings", is_flag=True, help="Where the time went: seconds by stage and phase, from the logs.")
-def status(store: str, timings: bool) -> None:
-    """Runs of STORE, the shards each stage has done, those in flight or lost, what Slurm has queued for it, and the
-    images that were rejected.
-
-    \b
-    Example:
-      unitscope status stores/demo --timings
-    """
-    from store import verify
-    from store.status import lines_of
-
-    root = Path(store)
-    verify.require_store(root)
-    for line in lines_of(root, timings):
-        click.echo(line)
 
 
 @click.command()
@@ -89,4 +69,4 @@ def export(store: str, run: str, to: str, layers: tuple[str, ...]) -> None:
     click.echo(f"{to}: {run}, {size:,} bytes; `unitscope verify {to}` checks it")
 
 
-COMMANDS = {"status": status, "verify": verify, "export": export}
+COMMANDS = {"verify": verify, "export": export}

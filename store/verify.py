@@ -11,14 +11,7 @@ import h5py
 from store import layout, publish
 from store.errors import UsageError
 from store.publish import File, Record
-
-# Partials may be gone once the shard that read them is committed.
-CONSUMERS = {
-    "scan": ("fold", "finish"),
-    "fold": ("fold", "finish"),
-    "examples": ("examples", "finish"),
-    "visualize": ("visualize", "finish"),
-}
+from store.stages import spec_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
             )
     checked = size = 0
     for name, (file, record) in sorted(files.items()):
-        if layout.is_partial(name) and (record.run, *CONSUMERS[record.stage]) in done:
+        if layout.is_partial(name) and _consumed(record, done):
             continue
         checked, size = checked + 1, size + file.size
         found = _check_file(root, file)
@@ -140,6 +133,12 @@ def repairable(report: Report) -> list[Record]:
     """The shards whose files are damaged or missing."""
     found = {(p.record.run, p.record.stage, p.record.shard): p.record for p in report.problems if p.record}
     return [found[key] for key in sorted(found)]
+
+
+def _consumed(record: Record, done: set[tuple[str, str, str]]) -> bool:
+    """Return whether the shard that reads this record's partials is committed: then they may be gone."""
+    consumer = spec_of(record.stage).consumer
+    return consumer is not None and (record.run, *consumer) in done
 
 
 def require_store(root: Path) -> None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from store.errors import UsageError
+from store.stages import NAMES
+from store.stages import STAGES as DECLARED
 
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.job import Job
 
-STAGE_NAMES = ("index", "calibrate", "scan", "fold", "examples", "visualize")
+
+_EPILOG = "\b\nStages, in order:\n" + "\n".join(f"  {stage.name:10} {stage.about}" for stage in DECLARED)
 
 
 def _store_of(config: str, store: str | None) -> Path:
@@ -46,12 +49,10 @@ def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tu
     return int(found[1]), int(found[2])
 
 
-@click.command()
+@click.command(epilog=_EPILOG)
 @click.argument("config")
 @click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
-@click.option(
-    "--stage", "stages", multiple=True, type=click.Choice(STAGE_NAMES), help="Only this stage; may be repeated."
-)
+@click.option("--stage", "stages", multiple=True, type=click.Choice(NAMES), help="Only this stage; may be repeated.")
 @click.option("--shard", metavar="I/N", callback=_parse_shard, help="Only the shards s of one stage with s mod N = I.")
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes, one a GPU; with ray: tasks at "
@@ -81,7 +82,7 @@ def run(
         raise UsageError("--device is not for --executor ray: set [compute] device in the config")
     if shard and len(stages) != 1:
         raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
-    ordered = tuple(sorted(set(stages), key=STAGE_NAMES.index))
+    ordered = tuple(sorted(set(stages), key=NAMES.index))
     if executor == "ray":
         _run_on_ray(_settings(config), _store_of(config, store), ordered, shard, workers or 0, address, patience)
         return

@@ -12,11 +12,9 @@ from pipeline.data.decode import BadImageError, open_image
 from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
 from pipeline.featurevis import Picture, Renderer, memory
-from pipeline.job import Job, Stage
+from pipeline.job import Job, Stage, Work
 from pipeline.runtime.devices import set_up
 from pipeline.stages import STAGES, visualize
-from pipeline.stages.visualize import pictures_planned
-from store import layout
 from store.errors import UsageError
 
 # Measured on EfficientNet-Lite0 and 500 photographs: bytes an image and unit, and bytes a unit whatever the images.
@@ -31,6 +29,9 @@ class Rates:
 
     image: float
     render_step: float
+
+    def seconds(self, work: Work) -> float:
+        return self.image * work.images + self.render_step * work.render_steps
 
 
 def make_plan(job: Job) -> str:
@@ -55,7 +56,7 @@ def make_plan(job: Job) -> str:
         f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'a shard':>9}",
     ]
     for stage in STAGES:
-        lines.append(_line(job, stage, images, rates))
+        lines.append(_line(job, stage, rates))
     store = images * units * STORE_BYTES + units * STORE_BYTES_OF_UNIT
     each = (x.channels * (PARTIAL_BYTES_OF_SIGNED if x.signed else PARTIAL_BYTES) for x in job.spec.layers)
     partials = images * sum(each)
@@ -68,51 +69,19 @@ def make_plan(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _line(job: Job, stage: Stage, images: int, rates: Rates) -> str:
-    sample = job.spec.config.calibrate.images
-    seconds = {
-        "calibrate": rates.image * (sample if images > sample else 0),
-        "scan": rates.image * images,
-        "examples": rates.image * min(images, int(job.spec.units.offsets[-1]) * job.spec.config.examples.count),
-        "visualize": rates.render_step * job.spec.config.visualize.steps * pictures_planned(job),
-    }.get(stage.name)
-    time = (
-        ""
-        if seconds is None
-        else f"{_duration(seconds / job.spec.config.compute.workers):>9}{_a_shard(job, stage, rates)}"
-    )
+def _line(job: Job, stage: Stage, rates: Rates) -> str:
+    seconds = rates.seconds(stage.work(job)) / job.spec.config.compute.workers
+    expected = stage.expected(job)
+    time = f"{_duration(seconds):>9}" if seconds else ""
+    if seconds and stage.spec.many:  # a minute or two per shard serve a cluster best (docs/cluster.md)
+        time += f" {_duration(rates.seconds(stage.work(job)) / max(expected.first, 1)):>9}"
     try:
         total = sum(len(phase) for phase in stage.phases(job))
         done = total - len(missing_shards(job, stage))
         return f"{stage.name:10} {total:8} {done:6} {time:>9}"
     except (UsageError, FileNotFoundError):  # its shards follow from a stage that has not run
-        return f"{stage.name:10} {_planned(job, stage.name, images):>8} {0:6} {time:>9}"
-
-
-def _a_shard(job: Job, stage: Stage, rates: Rates) -> str:
-    """What one shard takes: a minute or two serve a cluster best (docs/cluster.md)."""
-    config = job.spec.config
-    pictures = min(config.scan.shard_size, len(job.dataset.entries))
-    each = {
-        "scan": rates.image * pictures,
-        "examples": rates.image * pictures,
-        "visualize": rates.render_step
-        * config.visualize.steps
-        * min(config.visualize.shard_size, pictures_planned(job)),
-    }.get(stage.name)
-    return "" if each is None else f" {_duration(each):>9}"
-
-
-def _planned(job: Job, stage: str, images: int) -> str:
-    """Shards of a stage whose inputs are not there yet; "to N" where rejected pictures or dead units may lower it."""
-    size, layers = job.spec.config.scan.shard_size, len(job.spec.layers)
-    if stage == "calibrate":
-        return "1"
-    if stage == "fold":
-        return str(layers + -(-images // layout.BLOCK) + 1)
-    if stage == "visualize":
-        return f"to {visualize.shards_planned(job)}"
-    return f"to {-(-images // size) + (1 if stage == 'examples' else 0)}"
+        count = expected.first + expected.later
+        return f"{stage.name:10} {count if expected.exact else f'to {count}':>8} {0:6} {time:>9}"
 
 
 def _duration(seconds: float) -> str:

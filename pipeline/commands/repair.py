@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pipeline import driver
 from pipeline.config import Config, parse_config
-from pipeline.data.indexing import index_digest, index_source
 from pipeline.job import Job
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, stage_named
 from store import layout, publish, verify
 from store.errors import UsageError
 from store.publish import Record
@@ -73,17 +72,13 @@ def _config_of(root: Path, run: str) -> Config:
 
 def _forget(job: Job, record: Record) -> None:
     """Forgets a shard, and the partials' makers where its inputs are gone already."""
-    if record.stage == "index":
-        rows = index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2))
-        if index_digest(rows) != record.facts["digest"]:
-            raise UsageError(
-                f"the index of {job.dataset.name} is damaged and its pictures have changed: put them back first"
-            )
+    stage_named(record.stage).before_rerun(job, record)
     publish.remove_record(job.store.root, record)
-    for stage, (consumer, _) in verify.CONSUMERS.items():
-        if consumer != record.stage or (stage == record.stage and record.shard != "finish"):
+    for stage in STAGES:
+        consumer, last = stage.spec.consumer or ("", "")
+        if consumer != record.stage or (stage.name == record.stage and record.shard != last):
             continue
-        for needed in publish.records(job.store.root, job.store.run, stage):
+        for needed in publish.records(job.store.root, job.store.run, stage.name):
             partial = [f for f in needed.files if layout.is_partial(f.path)]
             if any(not (job.store.root / f.path).exists() for f in partial):
                 publish.remove_record(job.store.root, needed)

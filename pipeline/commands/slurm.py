@@ -5,6 +5,10 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.cli import _settings, _store_of
+from store import stages
+
+# What a hidden check job looks at: a stage that others wait for, or the end of the run.
+CHECKS = [*(spec.name for spec in stages.STAGES if spec.many and stages.is_gate(spec)), "finish"]
 
 
 @click.command()
@@ -18,7 +22,7 @@ from pipeline.commands.cli import _settings, _store_of
               help="Tasks of a stage's array, at most; each takes its share of the shards.")  # fmt: skip
 @click.option("--sbatch", "more", multiple=True, metavar="OPTION", help="For sbatch as it is, e.g. --sbatch=--qos=low.")
 @click.option("--dry-run", is_flag=True, help="Print the batch scripts; submit nothing.")
-@click.option("--check", type=click.Choice(["scan", "fold", "finish"]), hidden=True)
+@click.option("--check", type=click.Choice(CHECKS), hidden=True)
 @click.option("--chain", "number", default=0, hidden=True)
 def slurm(
     config: str, store: str | None, partition: str, gres: str, limit: str, cpus: int, array: int,
@@ -26,9 +30,9 @@ def slurm(
 ) -> None:  # fmt: skip
     """Submit what is missing of a run as a chain of Slurm jobs.
 
-    Its jobs are index, calibrate, scan, fold, examples, visualize and finish; stages of many shards are arrays. Behind
-    them a check looks at the store, and sends again what was killed, lost or preempted. Give the command again whenever
-    the chain has ended early: it submits only what is missing.
+    There is one job per stage and one to finish; a stage of many shards is an array. Behind an array a check looks at
+    the store, and resubmits what was killed, lost or preempted. Give the command again if the chain has ended early:
+    it submits only what is missing.
 
     \b
     Examples:

@@ -18,8 +18,8 @@ from pipeline.executors import worker
 from pipeline.executors.worker import Outcome, Task, WorkerSpec
 from pipeline.job import Job
 from pipeline.runtime.devices import resolve_device
-from pipeline.stages import WITHOUT_NETWORK
 from store.errors import UsageError
+from store.stages import spec_of
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
@@ -106,7 +106,7 @@ class RayTasks:
         self._flying: dict[Any, Task] = {}
 
     def slots(self, stage: str) -> int:
-        need = Need(1, 0.0) if stage in WITHOUT_NETWORK else self.need
+        need = self.need if spec_of(stage).needs_network else Need(1, 0.0)
         slots = sum(need.fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return min(slots, self.most) if self.most else slots
 
@@ -116,7 +116,7 @@ class RayTasks:
 
     def submit(self, task: Task) -> None:
         name = f"{task.stage} {task.shard.name}"
-        compute = self._on_cores if task.stage in WITHOUT_NETWORK else self._on_device
+        compute = self._on_device if spec_of(task.stage).needs_network else self._on_cores
         self._flying[compute.options(name=name).remote(self._given, task)] = task
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -148,7 +148,7 @@ _first_gpus: list[Any] = []
 
 
 def _compute(given: WorkerSpec, task: Task) -> Outcome:
-    if task.stage not in WITHOUT_NETWORK:
+    if spec_of(task.stage).needs_network:
         _refuse_another_gpu(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     job = _jobs.get(given.fingerprint)
     if job is None:

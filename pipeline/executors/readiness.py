@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline.job import Job, Shard, Stage
-from pipeline.stages import AFTER, stage_named
+from pipeline.stages import stage_named
 from store import publish
 from store.errors import UsageError
 
@@ -31,7 +31,7 @@ def is_complete(job: Job, stage: Stage) -> bool:
 
 def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
     """Shards, as STAGE SHARD, that must be committed before `shard` (any, where None) and are not, seen from here."""
-    for name in AFTER[stage.name]:
+    for name in stage.spec.after:
         names = shard_names(job, stage_named(name))
         if names is None:
             return [name]
@@ -54,7 +54,7 @@ def require_inputs(job: Job, stage: Stage, also_run: Sequence[str]) -> None:
     """Raises UsageError where a stage that `stage` reads is neither done nor among those that run with it."""
     patience = STALE if "SLURM_JOB_ID" in os.environ else 0.0  # another node may have finished it just now
     deadline = time.monotonic() + patience
-    for name in AFTER[stage.name]:
+    for name in stage.spec.after:
         while name not in also_run and (missing := _missing(job, stage_named(name))):
             if time.monotonic() >= deadline:
                 raise UsageError(

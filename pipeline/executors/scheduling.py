@@ -21,7 +21,6 @@ from pipeline.executors.engine import Engine
 from pipeline.executors.readiness import STALE
 from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job, Shard, Stage
-from pipeline.stages import AFTER
 from store import layout
 from store.errors import UsageError
 from store.publish import Record
@@ -75,7 +74,7 @@ class Scheduler:
         try:
             while waiting or self._open:
                 running = {stage.name for stage in waiting} | {o.stage.name for o in self._open}
-                for stage in [s for s in waiting if not running & set(AFTER[s.name])]:
+                for stage in [s for s in waiting if not running & set(s.spec.after)]:
                     waiting.remove(stage)
                     self._begin(stage)
                 for one in list(self._open):

@@ -1,6 +1,6 @@
 """A job: one config on one store, in four parts: `spec`, `dataset`, `store` and `runtime`."""
 
 from pipeline.job.job import Job
-from pipeline.job.stage import Shard, Stage
+from pipeline.job.stage import Expected, Shard, Stage, Work
 
-__all__ = ["Job", "Shard", "Stage"]
+__all__ = ["Expected", "Job", "Shard", "Stage", "Work"]

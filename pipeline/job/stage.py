@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from store.publish import Record
+from store.stages import StageSpec, spec_of
 
 if TYPE_CHECKING:
     from pipeline.job.job import Job
@@ -28,16 +29,54 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a whole stage computes: forward passes over images, and optimization steps over pictures."""
+
+    images: float = 0
+    render_steps: float = 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How many shards a stage will have, before its inputs are there: in the first phase, and later.
+
+    `exact` is False if rejected images or dead units may lower the number.
+    """
+
+    first: int
+    later: int = 0
+    exact: bool = True
+
+
+def _accept(job: Job, done: Mapping[str, Record]) -> None:
+    """Accept whatever was committed."""
+
+
+def _may_rerun(job: Job, record: Record) -> None:
+    """Let any shard be computed again."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """How one of the stages of `store.stages` is computed.
 
     `phases` returns lists of shards; each list is finished before the next one begins. `run` computes one shard and
-    commits it, calling its last argument with the progress made. `at_once` is the number of shards that run side by
-    side in one process.
+    commits it, calling its last argument with the progress made. `expected` returns the number of shards before they
+    can be listed. `work` returns what the stage computes, for estimates of time. `at_once` is the number of shards that
+    run side by side in one process. `check` looks at what is committed after each phase, and raises UsageError to
+    refuse it. `before_rerun` raises UsageError if `repair` must not compute a shard again.
     """
 
     name: str
     unit: str  # of the progress bar
     phases: Callable[[Job], list[list[Shard]]]
     run: Callable[[Job, Shard, Callable[[int], None]], Record]
+    expected: Callable[[Job], Expected]
+    work: Callable[[Job], Work] = lambda _: Work()
     at_once: Callable[[Job], int] = lambda _: 1
+    check: Callable[[Job, Mapping[str, Record]], None] = _accept
+    before_rerun: Callable[[Job, Record], None] = _may_rerun
+
+    @property
+    def spec(self) -> StageSpec:
+        return spec_of(self.name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.executors.readiness import is_complete, shard_names
 from pipeline.job import Job
-from pipeline.stages import STAGES, WITHOUT_NETWORK, stage_named
-from pipeline.stages.visualize import shards_planned
+from pipeline.stages import STAGES, stage_named
+from store import stages
+from store.stages import StageSpec
 
 
 @dataclass(frozen=True)
@@ -33,33 +34,35 @@ class Missing:
     of: int
 
 
-CHECKS = {"scan": "scan-check", "fold": "fold-check"}
+FINISH = "finish"  # the last check, behind the stages that no other stage waits for
+
+
+def check_name(check: str) -> str:
+    """Return the name of the job that checks a stage, or the end."""
+    return check if check == FINISH else f"{check}-check"
 
 
 def steps(job: Job, array: int) -> list[Step]:
-    """The chain from the first stage that is not complete to the end; empty where all is done."""
-    left = {stage.name for stage in STAGES if not is_complete(job, stage)}
+    """Return the chain from the first stage that is not complete to the end, or nothing if all is done."""
+    left = [stage.spec for stage in STAGES if not is_complete(job, stage)]
     found: list[Step] = []
     if not left:
         return found
-    if "index" in left:
-        found.append(Step("index", _run("index")))
-    if "calibrate" in left:
-        found.append(Step("calibrate", _run("index", "calibrate"), _names(found), on_device=True))
-    for stage in ("scan", "fold"):
-        if stage in left:
-            before = _names(found[-1:])
-            if (missing := missing_shares(job, stage, array)).shares:
-                found.append(_array(stage, missing, before))
-            found.append(Step(CHECKS[stage], ("slurm", "--check", stage), _names(found[-1:])))
+    for spec in left:
+        if not spec.many:
+            found.append(Step(spec.name, _run(*spec.after, spec.name), _names(found[-1:]), (), spec.needs_network))
+        elif stages.is_gate(spec):
+            if (missing := missing_shares(job, spec.name, array)).shares:
+                found.append(_array(spec, missing, _names(found[-1:])))
+            found.append(Step(check_name(spec.name), ("slurm", "--check", spec.name), _names(found[-1:])))
     before = _names(found[-1:])
     arrays = [
-        _array(stage, missing, before)
-        for stage in ("examples", "visualize")
-        if (missing := missing_shares(job, stage, array)).shares
+        _array(spec, missing, before)
+        for spec in stages.STAGES
+        if spec.many and not stages.is_gate(spec) and (missing := missing_shares(job, spec.name, array)).shares
     ]
     found += arrays
-    return [*found, Step("finish", ("slurm", "--check", "finish"), _names(arrays) or before)]
+    return [*found, Step(FINISH, ("slurm", "--check", FINISH), _names(arrays) or before)]
 
 
 def _run(*stages: str) -> tuple[str, ...]:
@@ -70,16 +73,16 @@ def _names(found: Sequence[Step]) -> tuple[str, ...]:
     return tuple(step.name for step in found)
 
 
-def _array(stage: str, missing: Missing, after: tuple[str, ...]) -> Step:
-    words = (*_run(stage), "--shard", f"{{index}}/{missing.of}")
-    return Step(stage, words, after, missing.shares, on_device=stage not in WITHOUT_NETWORK)
+def _array(spec: StageSpec, missing: Missing, after: tuple[str, ...]) -> Step:
+    words = (*_run(spec.name), "--shard", f"{{index}}/{missing.of}")
+    return Step(spec.name, words, after, missing.shares, on_device=spec.needs_network)
 
 
 def missing_shares(job: Job, stage: str, array: int) -> Missing:
     """The shares of a stage's first phase to compute; all of them where its shards cannot be listed yet."""
     found = stage_named(stage)
     if shard_names(job, found) is None:
-        share = max(1, min(array, _MOST[stage](job)))
+        share = max(1, min(array, found.expected(job).first))
         return Missing(tuple(range(share)), share)
     first = found.phases(job)[0]
     of = max(1, min(array, len(first)))
@@ -87,37 +90,17 @@ def missing_shares(job: Job, stage: str, array: int) -> Missing:
     return Missing(tuple(sorted({i % of for i, shard in enumerate(first) if shard.name not in done})), of)
 
 
-def _most_scans(job: Job) -> int:
-    return -(-len(job.dataset.entries) // job.spec.config.scan.shard_size)
-
-
-def _most_examples(job: Job) -> int:
-    pictures = min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * job.spec.config.examples.count)
-    return -(-pictures // job.spec.config.scan.shard_size)
-
-
-def _most_visualizations(job: Job) -> int:
-    return shards_planned(job) - 1  # without the finishing one
-
-
-_MOST: dict[str, Callable[[Job], int]] = {
-    "scan": _most_scans,
-    "fold": lambda job: len(job.spec.layers),
-    "examples": _most_examples,
-    "visualize": _most_visualizations,
-}
-
-
 def unready(job: Job, check: str) -> str:
     """What must be committed when `check` begins and is not: of the first stage that lacks shards; "" where all is."""
-    names = [stage.name for stage in STAGES]
-    upto = names if check == "finish" else names[: names.index(check) + 1]
-    own = ("examples", "visualize") if check == "finish" else (check,)  # whose later phases the check runs itself
-    for stage in upto:
-        if shard_names(job, stage_named(stage)) is None:
-            return f"all shards of {stage}"
-        phases = stage_named(stage).phases(job)
-        wanted = {s.name for phase in (phases[:1] if stage in own else phases) for s in phase}
-        if left := wanted - set(job.store.done(stage)):
-            return f"{len(left)} shard(s) of {stage}"
+    for stage in STAGES:
+        if check != FINISH and not stages.NAMES.index(stage.name) <= stages.NAMES.index(check):
+            break
+        # The check itself runs the later phases of its own stage, or at the end those of the last stages.
+        own = not stages.is_gate(stage.spec) if check == FINISH else stage.name == check
+        if shard_names(job, stage) is None:
+            return f"all shards of {stage.name}"
+        phases = stage.phases(job)
+        wanted = {s.name for phase in (phases[:1] if own else phases) for s in phase}
+        if left := wanted - set(job.store.done(stage.name)):
+            return f"{len(left)} shard(s) of {stage.name}"
     return ""

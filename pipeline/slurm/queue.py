@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from store import logs
 from store.errors import UsageError
+
+SHOWN = 10  # nodes listed one by one
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,34 @@ def of_store(jobs: list[Submitted], found: list[Queued]) -> dict[str, list[Queue
         if one.job in step_of:
             steps[step_of[one.job]].append(one)
     return {step: entries for step, entries in steps.items() if entries}
+
+
+def lines_of(root: Path, found: list[Queued] | None, silent: str) -> list[str]:
+    """Return what Slurm still has of this store's chain of jobs, as lines; none if no chain was submitted.
+
+    `found` is the whole queue (None without Slurm), and `silent` says why it did not answer, if so.
+    """
+    jobs = submitted(root)
+    if not jobs:
+        return []
+    if silent:
+        return [f"slurm  {silent}"]
+    if found is None:
+        return ["slurm  jobs were submitted for this store; this machine has no squeue to ask"]
+    steps = of_store(jobs, found)
+    chain = max(job.chain for job in jobs)
+    if not steps:
+        return [f"slurm  chain {chain}: nothing is queued; `unitscope slurm CONFIG` submits what is missing, if any"]
+    lines = []
+    for step, entries in steps.items():
+        groups: dict[str, list[str]] = defaultdict(list)
+        for one in entries:
+            groups[one.state if one.state != "PENDING" else f"PENDING ({one.reason})"].append(one.node)
+        states = [f"{len(nodes)} {state}{_on(nodes)}" for state, nodes in groups.items()]
+        lines.append(f"slurm  chain {chain}: {step:15} {', '.join(states)}")
+    return lines
+
+
+def _on(nodes: list[str]) -> str:
+    names = sorted({node for node in nodes if node})
+    return f" on {', '.join(names[:SHOWN])}" if names else ""

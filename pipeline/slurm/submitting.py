@@ -151,7 +151,7 @@ def check(job: Job, options: Options, stage: str, number: int) -> str:
         return f"chain {number} was replaced already"
     left = chain.unready(job, stage)
     if not left:
-        driver.run(job, () if stage == "finish" else (stage,))
+        driver.run(job, () if stage == chain.FINISH else (stage,))
         return f"{stage}: complete"
     before = next((one.done for one in submitted if one.chain == number), -1)
     _take_back(number, stage, submitted)
@@ -167,7 +167,7 @@ def check(job: Job, options: Options, stage: str, number: int) -> str:
 def _take_back(number: int, stage: str, submitted: list[queue.Submitted]) -> None:
     """Cancels the jobs of a chain behind this check: they would begin too early."""
     mine = [one for one in submitted if one.chain == number]
-    name = chain.CHECKS.get(stage, "finish")
+    name = chain.check_name(stage)
     place = next((i for i, one in enumerate(mine) if one.step == name), len(mine))
     later = [one.job for one in mine[place + 1 :]]
     if later:

@@ -1,26 +1,22 @@
-"""The stages in order. Each is idempotent, resumable by shard and safe to run twice at once."""
+"""How each stage of `store.stages` is computed. Each is idempotent, resumable by shard and safe to run twice at once.
+
+The module `pipeline.stages.NAME` holds `STAGE` for each declared stage; nothing else lists them.
+"""
+
+from __future__ import annotations
+
+import importlib
 
 from pipeline.job import Stage
-from pipeline.stages import calibrate, examples, fold, index, scan, visualize
-
-STAGES: tuple[Stage, ...] = (index.STAGE, calibrate.STAGE, scan.STAGE, fold.STAGE, examples.STAGE, visualize.STAGE)
-
-# What each stage reads: with an engine, examples and visualizations run beside each other.
-AFTER: dict[str, tuple[str, ...]] = {
-    "index": (),
-    "calibrate": ("index",),
-    "scan": ("index", "calibrate"),
-    "fold": ("index", "scan"),
-    "examples": ("index", "fold"),
-    "visualize": ("index", "fold"),
-}
-
-
-WITHOUT_NETWORK = ("index", "fold")  # stages that leave the GPUs alone
+from store import stages as declared
 
 
 def stage_named(name: str) -> Stage:
-    return next(stage for stage in STAGES if stage.name == name)
+    """Return how a declared stage is computed."""
+    stage: Stage = importlib.import_module(f"pipeline.stages.{name}").STAGE
+    return stage
 
 
-__all__ = ["AFTER", "STAGES", "WITHOUT_NETWORK", "stage_named"]
+STAGES: tuple[Stage, ...] = tuple(stage_named(name) for name in declared.NAMES)
+
+__all__ = ["STAGES", "stage_named"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage, Work
 from store.errors import UsageError
 from store.publish import Record
 
@@ -58,4 +58,9 @@ def refuse_wrong_signs(job: Job, lowest: np.ndarray[tuple[int], np.dtype[np.floa
             raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
 
 
-STAGE = Stage("calibrate", "img", _phases, _run)
+def _work(job: Job) -> Work:
+    sample = job.spec.config.calibrate.images
+    return Work(images=sample if len(job.dataset.entries) > sample else 0)
+
+
+STAGE = Stage("calibrate", "img", _phases, _run, lambda _: Expected(1), _work)

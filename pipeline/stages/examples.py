@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline import graph
 from pipeline.data.loading import Batch
 from pipeline.graph import Layer
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.runtime.timing import timed, timed_iter
 from pipeline.scan.measurer import folded_network
@@ -198,4 +198,13 @@ def _split(offsets: NDArray[np.int64], flat: NDArray[np.uint8]) -> list[bytes]:
     return [flat[a:b].tobytes() for a, b in itertools.pairwise(offsets.tolist())]
 
 
-STAGE = Stage("examples", "img", _phases, _run)
+def _images_planned(job: Job) -> int:
+    """The most distinct images that can be among all units' examples."""
+    return min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * job.spec.config.examples.count)
+
+
+def _expected(job: Job) -> Expected:
+    return Expected(-(-_images_planned(job) // job.spec.config.scan.shard_size), 1, exact=False)
+
+
+STAGE = Stage("examples", "img", _phases, _run, _expected, lambda job: Work(images=_images_planned(job)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import config as configs
 from pipeline.graph.analysis.boxes import boxes
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage
 from pipeline.runtime.timing import phase
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
@@ -228,4 +228,8 @@ def _write_comparison(job: Job, out: Publication) -> None:
     hdf5.write(out.path(layout.array(job.store.run, "sample")), sample)
 
 
-STAGE = Stage("fold", "unit", _phases, _run, at_once=lambda job: job.runtime.streams)
+def _expected(job: Job) -> Expected:
+    return Expected(len(job.spec.layers), -(-len(job.dataset.entries) // layout.BLOCK) + 1)
+
+
+STAGE = Stage("fold", "unit", _phases, _run, _expected, at_once=lambda job: job.runtime.streams)

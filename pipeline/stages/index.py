@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pipeline import config as configs
 from pipeline.data import indexing
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage
 from store import layout, parquet, publish, schema
 from store.errors import UsageError
 from store.publish import Record
@@ -62,4 +62,13 @@ def _refuse_other_content(job: Job, digest: str) -> tuple[str, str]:
     return place
 
 
-STAGE = Stage("index", "img", _phases, _run)
+def _refuse_changed(job: Job, record: Record) -> None:
+    """Refuse to make a damaged index again from images that have changed."""
+    rows = indexing.index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2))
+    if indexing.index_digest(rows) != record.facts["digest"]:
+        raise UsageError(
+            f"the index of {job.dataset.name} is damaged and its pictures have changed: put them back first"
+        )
+
+
+STAGE = Stage("index", "img", _phases, _run, lambda _: Expected(1), before_rerun=_refuse_changed)

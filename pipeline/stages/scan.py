@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.indexing import refuse_too_many
 from pipeline.data.loading import Batch
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.scan.batch_statistics import BatchStatistics, UnitIndex
 from pipeline.stages.work_sizes import channels_together
 from pipeline.statistics import moments
@@ -108,4 +109,20 @@ def top_predictions(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDA
     return order.astype(np.int32), np.take_along_axis(probabilities, order, 1).astype(np.float32)
 
 
-STAGE = Stage("scan", "img", _phases, _run, at_once=lambda _: AT_ONCE)
+def _expected(job: Job) -> Expected:
+    return Expected(-(-len(job.dataset.entries) // job.spec.config.scan.shard_size), exact=False)
+
+
+def _refuse_bad(job: Job, done: Mapping[str, Record]) -> None:
+    """Refuse the scan if more images could not be decoded than the config allows."""
+    reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts["rejected"]]
+    bad = [(job.dataset.path_of(i), reason) for i, reason in sorted(reasons)]
+    total = len(job.dataset.images)
+    known = [("", "")] * (total - len(job.dataset.readable))
+    refuse_too_many([*bad, *known], total, job.spec.config.dataset.max_bad_fraction)
+
+
+STAGE = Stage(
+    "scan", "img", _phases, _run, _expected, lambda job: Work(images=len(job.dataset.entries)),
+    at_once=lambda _: AT_ONCE, check=_refuse_bad,
+)  # fmt: skip

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.featurevis import Picture, Renderer, Settings, kinds
 from pipeline.graph import Layer
-from pipeline.job import Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.runtime.timing import phase
 from pipeline.stages.visualization_metrics import VisualizationMetrics
 from pipeline.stages.work_sizes import shard_sizes
@@ -95,10 +95,10 @@ def pictures_planned(job: Job) -> int:
     return sum(len(group.pictures) for group in _groups_planned(job))
 
 
-def shards_planned(job: Job) -> int:
-    """Shards that they are cut into, the finishing one among them."""
+def _expected(job: Job) -> Expected:
     sizes = shard_sizes(job)
-    return 1 + sum(-(-len(g.pictures) // g.batch(sizes[g.layer.name])) for g in _groups_planned(job))
+    shards = sum(-(-len(g.pictures) // g.batch(sizes[g.layer.name])) for g in _groups_planned(job))
+    return Expected(shards, 1, exact=False)
 
 
 def _groups_planned(job: Job) -> list[Group]:
@@ -202,4 +202,8 @@ def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
-STAGE = Stage("visualize", "unit", _phases, _run, at_once=lambda job: job.runtime.streams)
+def _work(job: Job) -> Work:
+    return Work(render_steps=job.spec.config.visualize.steps * pictures_planned(job))
+
+
+STAGE = Stage("visualize", "unit", _phases, _run, _expected, _work, at_once=lambda job: job.runtime.streams)

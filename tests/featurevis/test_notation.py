@@ -89,7 +89,7 @@ def test_what_the_store_calls_a_picture_can_be_read_back(kind: str, small_model:
     [
         ("layer1", "'layer1' is no unit"), ("layer1:", "':' is not expected"), (":3", "':' is not expected"),
         ("layer1:x", "':' is not expected"), ("a:1 +", "ends too early"), ("a:1 a:2", "'a:2' is not expected here"),
-        ("3", "a number is no objective"), ("chanel(a:3)", "chanel is unknown, did you mean channel"),
+        ("3", "a number is no objective"), ("chanel(a:3)", "chanel is unknown: did you mean channel"),
         ("neuron(a)", r"neuron\(LAYER:CHANNEL, y=ROW, x=COLUMN\) is how it is called"), ("", "ends too early"),
         ("(a:1", r"ends where '\)' is expected"), ("L1(a b)", "'b' stands where ',' is expected"),
         ("L1(consant=2)", r"L1\(LAYER \(input\), constant=C\) is how it is called"),

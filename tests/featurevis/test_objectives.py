@@ -312,7 +312,7 @@ def test_names_of_units() -> None:
         (lambda: objectives.channel("l", [1, 2]) * [1, 2, 3], "do not go together"),
         (lambda: objectives.neuron("l", 1, y=6), "y = 6, x = 3: the map at this canvas is 6 x 7"),
         (lambda: objectives.class_logit("l", "crane"), "ambiguous: classes 1, 2"),
-        (lambda: objectives.class_logit("l", "ostrch"), "unknown; near: ostrich"),
+        (lambda: objectives.class_logit("l", "ostrch"), "unknown: did you mean ostrich"),
         (lambda: objectives.direction("l", VECTOR[:4]), "the layer has 5 channels, the direction 4"),
         (lambda: objectives.direction("l", VECTORS[:3]), "3 directions for a batch of 4"),
         (lambda: objectives.direction("l", BLOCK), r"found \[5, 4, 9\]"),

@@ -108,9 +108,9 @@ def test_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, s
     ("source", "chosen", "said"),
     [
         ("resnet50", None, "expected torchvision:NAME"),
-        ("torchvision:resnt50", "random:0", "near: resnet50"),
-        ("timm:tf_efficientnet_lit0", "random:0", "near: tf_efficientnet_lite0"),
-        ("torchvision:resnet50", "IMAGENET1K_V9", "near: IMAGENET1K_V"),
+        ("torchvision:resnt50", "random:0", "did you mean resnet50"),
+        ("timm:tf_efficientnet_lit0", "random:0", "did you mean tf_efficientnet_lite0"),
+        ("torchvision:resnet50", "IMAGENET1K_V9", "did you mean IMAGENET1K_V"),
         ("torchvision:resnet50", "random:x", "followed by a seed"),
         ("torchvision:resnet50", "package:no_such_package", "pip install no-such-package"),
         ("torchvision:resnet50", "package:torch.nn", "expected the name of an installed package"),

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "key.toml"], ["key.toml", "topkk", "did you mean 'topk'"]),
+        (["run", "key.toml"], ["key.toml", "topkk", "did you mean topk"]),
         (["run", "none.toml"], ["none.toml", "does not exist"]),
         (["run", "folder.toml"], ["nowhere", "does not exist"]),
         (["run", "empty.toml"], ["empty", "holds no pictures"]),
