@@ -15,7 +15,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from pipeline.config import Config, DatasetConfig, ModelConfig, fingerprinted
 from pipeline.graph import Layer
 from pipeline.graph.layer import Layout
 from pipeline.job import Shard
-from pipeline.scan.measurer import Units
+from pipeline.scan.batch_statistics import UnitIndex
 from pipeline.stages import fold
 from pipeline.statistics.moments import Pair
 from store import layout, parquet, publish, schema
@@ -125,7 +125,7 @@ class Invented:
     def __init__(self, size: Size) -> None:
         self.size, self.ids = size, np.arange(size.images)
         self._layers = {layer.name: layer for layer in layers_of(size)}
-        self._units = Units(tuple(self._layers.values()))
+        self._units = UnitIndex(tuple(self._layers.values()))
         self._current: tuple[str, Values] | None = None
 
     def values(self, layer: str) -> Values:
@@ -168,33 +168,44 @@ class Invented:
 
 @dataclass
 class InventedJob:
-    """What a fold asks of its job (pipeline.job.Job)."""
+    """What a fold asks of its job (pipeline.job.Job): its spec, dataset and store."""
 
     root: Path
     size: Size
-    dataset: str = DATASET
-    run: str = layout.run_name(MODEL, DATASET)
-    config: Config = field(
-        default_factory=lambda: Config(
-            ModelConfig("python:invented:activations", name=MODEL), DatasetConfig("folder:invented", name=DATASET)
-        )
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        self.layers = layers_of(self.size)
-        self.units = Units(self.layers)
-        self.keys = fingerprinted(self.config, "cpu")
-        self.fingerprint = hashlib.sha256(repr(self.size).encode()).hexdigest()
-        edges = [(a.name, b.name) for a, b in zip(self.layers[:-1], self.layers[1:], strict=True)]
+        layers = layers_of(self.size)
+        model, dataset = ModelConfig("python:invented:activations", name=MODEL), DatasetConfig("folder:x", name=DATASET)
+        config = Config(model, dataset)
+        edges = [(a.name, b.name) for a, b in zip(layers[:-1], layers[1:], strict=True)]
         pixels = SimpleNamespace(height=224, width=224, as_dict=lambda: {"height": 224, "width": 224})
-        self.model = SimpleNamespace(
-            name=MODEL, source="python:invented:activations", weights="DEFAULT", digest="0" * 64, label_space=MODEL,
-            labels=None, preprocess=pixels, graph=SimpleNamespace(edges=lambda layers: edges),
+        self.spec = SimpleNamespace(
+            config=config, layers=layers, units=UnitIndex(layers), keys=fingerprinted(config, "cpu"),
+            fingerprint=hashlib.sha256(repr(self.size).encode()).hexdigest(),
+            model=SimpleNamespace(
+                name=MODEL, source="python:invented:activations", weights="DEFAULT", digest="0" * 64,
+                label_space=MODEL, labels=None, preprocess=pixels,
+                graph=SimpleNamespace(edges=lambda layers: edges),
+            ),
         )  # fmt: skip
+        self.dataset, self.store = InventedDataset(self.root), InventedStore(self.root, self.spec.fingerprint)
+
+
+@dataclass
+class InventedDataset:
+    root: Path
+    name: str = DATASET
 
     @functools.cached_property
     def images(self) -> pa.Table:
-        return parquet.read(self.root / layout.dataset_table(self.dataset, "images"), ["image_id", "class_index"])
+        return parquet.read(self.root / layout.dataset_table(self.name, "images"), ["image_id", "class_index"])
+
+
+@dataclass
+class InventedStore:
+    root: Path
+    fingerprint: str
+    run: str = layout.run_name(MODEL, DATASET)
 
     def publication(self, stage: str, shard: str) -> Publication:
         return Publication(self.root, self.run, stage, shard, self.fingerprint)
