@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -177,7 +178,7 @@ class InventedJob:
         layers = layers_of(self.size)
         model, dataset = ModelConfig("python:invented:activations", name=MODEL), DatasetConfig("folder:x", name=DATASET)
         config = Config(model, dataset)
-        edges = [(a.name, b.name) for a, b in zip(layers[:-1], layers[1:], strict=True)]
+        edges = [(a.name, b.name) for a, b in itertools.pairwise(layers)]
         pixels = SimpleNamespace(height=224, width=224, as_dict=lambda: {"height": 224, "width": 224})
         self.spec = SimpleNamespace(
             config=config, layers=layers, units=UnitIndex(layers), keys=fingerprinted(config, "cpu"),
