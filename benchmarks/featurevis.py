@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
 from benchmarks.bench import Bar, Report, interleaved, options
+from pipeline.compat.modules import remove_hooks
 from pipeline.featurevis import Renderer, Settings, objectives
 from pipeline.featurevis.transforms import compose
 from pipeline.models import Model, open_model
@@ -108,7 +109,7 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
         )  # fmt: skip
         torch.set_num_threads(1)
         for module in network.modules():  # it leaves its hooks, and the next call would run them too
-            module._forward_hooks.clear()
+            remove_hooks(module)
 
     return rendered
 

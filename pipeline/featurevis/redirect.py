@@ -5,7 +5,6 @@ After Lucid, https://github.com/tensorflow/lucid/blob/master/lucid/misc/redirect
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pipeline.compat.aten import clip_gradient
 from pipeline.graph.analysis.bounds import clip_limits
 from pipeline.graph.ops import Op, fused_activation, op_of
-from pipeline.graph.surgery import copied, replace_node
+from pipeline.graph.surgery import copied, replace_node, with_child
 
 
 class _RedirectedReLU(torch.autograd.Function):
@@ -28,7 +28,7 @@ class _RedirectedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,), grad, high = ctx.saved_tensors, grads[0], math.inf if ctx.high is None else ctx.high
-        plain = torch.ops.aten.hardtanh_backward(grad, x, 0.0, high)
+        plain = clip_gradient(grad, x, 0.0, high)
         dead = torch.linalg.vector_norm(plain, math.inf, dim=tuple(range(1, x.ndim))) == 0
         if dead.any():
             x, grad = x[dead], grad[dead]
@@ -85,7 +85,6 @@ def _in_place(node: fx.Node, owner: nn.Module | None) -> bool:
 def _without_activation(fresh: fx.GraphModule, node: fx.Node, norm: nn.Module | None) -> str:
     """Adds the norm in `node` without its built-in activation, and gives its path."""
     assert norm is not None
-    bare, name = copy.copy(norm), f"unitscope_bare_{node.name}"
-    bare._modules = {**norm._modules, "act": nn.Identity()}
-    fresh.add_submodule(name, bare)
+    name = f"unitscope_bare_{node.name}"
+    fresh.add_submodule(name, with_child(norm, "act", nn.Identity()))
     return name

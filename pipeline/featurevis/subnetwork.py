@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.fx import graph_module
 
+from pipeline.compat.fx import kept_sources
 from pipeline.featurevis.redirect import redirected
 from pipeline.featurevis.transforms import Size
 from pipeline.graph import Layer, fold_norms, fused, truncated
@@ -71,7 +71,7 @@ class Subnetwork:
 def _no_sources_kept() -> Iterator[None]:
     """fx keeps the source of every graph it compiles, for tracebacks and for ever: a session of many renders grows by
     a hundred kilobytes each. Those made in here are forgotten."""
-    kept = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
+    kept = kept_sources()
     before = set(kept)
     try:
         yield

@@ -6,10 +6,11 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.compat.modules import CONVOLUTION_METHODS, is_hooked
+from pipeline.compat.timm import is_same_padded
 from pipeline.graph.ops import fused_activation
-from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
+from pipeline.graph.surgery import attach, copied, replace_node
 
 
 def fold_norms(module: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
@@ -32,19 +33,14 @@ def _called(node: fx.Node, module: fx.GraphModule) -> nn.Module | None:
     return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def is_same_padded(conv: nn.Module) -> bool:
-    """Whether it is timm's convolution with TensorFlow's "same" padding, which depends on the picture's size."""
-    return (type(conv).__module__, type(conv).__name__) == ("timm.layers.conv2d_same", "Conv2dSame")
-
-
 def is_plain(conv: nn.Module) -> bool:
     """Whether it is a convolution that computes what its numbers, one a side, say: it has no hook and no forward of its
     own, as those that change their weight on the fly have (weight standardisation); timm's padding is known."""
-    if not isinstance(conv, nn.Conv2d) or is_hooked(conv) or {"forward", "_conv_forward"} & vars(conv).keys():
+    if not isinstance(conv, nn.Conv2d) or is_hooked(conv) or vars(conv).keys() & CONVOLUTION_METHODS:
         return False
     if isinstance(conv.padding, int) or isinstance(conv.stride, int) or isinstance(conv.dilation, int):
         return False
-    own = (getattr(type(conv), name) is not getattr(nn.Conv2d, name) for name in ("forward", "_conv_forward"))
+    own = (getattr(type(conv), name) is not getattr(nn.Conv2d, name) for name in CONVOLUTION_METHODS)
     return not any(own) or is_same_padded(conv)
 
 
@@ -54,7 +50,7 @@ def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], call
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.training or is_hooked(norm):
         return None
     # a norm that does more (its own forward) may not be affine; timm's adds an activation and nothing else
-    plain = type(norm).forward is _BatchNorm.forward or type(norm).__name__ == "BatchNormAct2d"
+    plain = type(norm).forward is nn.BatchNorm2d.forward or type(norm).__name__ == "BatchNormAct2d"
     source = node.args[0] if node.args else None
     if not plain or not isinstance(source, fx.Node) or len(source.users) != 1 or source.name in keep:
         return None

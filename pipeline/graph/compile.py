@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from pipeline import graph
+from pipeline.compat import inductor
 from pipeline.graph import Layer
 from store.errors import UsageError
 
@@ -56,14 +57,12 @@ def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Call
     tapped = graph.with_taps(
         network, layers, lambda layer, x: torch.ops.unitscope.tap(x, state, taps.number, places[layer.name])
     )
-    # without this inductor computes a cheap activation twice: for the tap and for the next convolution
-    options: dict[str, str | int | bool | Callable[..., object]] = {"realize_reads_threshold": 0}
-    faster = torch.compile(tapped, fullgraph=True, dynamic=False, options=options)
+    faster = inductor.compiled_whole(tapped)
 
     def run(x: Tensor) -> object:
         try:
             return faster(x)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except inductor.compile_error() as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"[compute] compile = true: torch.compile failed ({first}): set it to false") from error
 

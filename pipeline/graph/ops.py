@@ -6,25 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from pipeline.compat.modules import torch_classes
 
 # Subclasses of these are taken whole: tracing into them would only hide what they are.
-ELEMENTARY: tuple[tuple[type[nn.Module], str], ...] = (
-    (_ConvTransposeNd, "convtranspose"),
-    (_ConvNd, "conv"),
-    (nn.Linear, "linear"),
-    (_InstanceNorm, "instancenorm"),
-    (_BatchNorm, "batchnorm"),
-    (nn.LayerNorm, "layernorm"),
-    (nn.RMSNorm, "rmsnorm"),
-    (nn.GroupNorm, "groupnorm"),
-    (_MaxPoolNd, "maxpool"),
-    (_AvgPoolNd, "avgpool"),
-    (_AdaptiveAvgPoolNd, "adaptiveavgpool"),
-    (_AdaptiveMaxPoolNd, "adaptivemaxpool"),
+ELEMENTARY: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    (torch_classes("convtranspose"), "convtranspose"),
+    (torch_classes("conv"), "conv"),
+    ((nn.Linear,), "linear"),
+    (torch_classes("instancenorm"), "instancenorm"),
+    (torch_classes("batchnorm"), "batchnorm"),
+    ((nn.LayerNorm,), "layernorm"),
+    ((nn.RMSNorm,), "rmsnorm"),
+    ((nn.GroupNorm,), "groupnorm"),
+    (torch_classes("maxpool"), "maxpool"),
+    (torch_classes("avgpool"), "avgpool"),
+    (torch_classes("adaptiveavgpool"), "adaptiveavgpool"),
+    (torch_classes("adaptivemaxpool"), "adaptivemaxpool"),
 )
 NORMS = frozenset({"batchnorm", "layernorm", "rmsnorm", "groupnorm", "instancenorm", "localresponsenorm"})
 ACTIVATIONS = frozenset(
@@ -114,8 +112,8 @@ def _word(name: str) -> str:
 
 
 def module_kind(module: nn.Module) -> str:
-    for cls, kind in ELEMENTARY:
-        if isinstance(module, cls):
+    for classes, kind in ELEMENTARY:
+        if isinstance(module, classes):
             return kind
     return _word(type(module).__name__)
 

@@ -109,9 +109,7 @@ def unclipped(module: fx.GraphModule, layer: Layer) -> fx.GraphModule:
     low = limits[0]
     free: nn.Module = nn.ReLU(inplace=bool(getattr(owner, "inplace", False))) if low == 0 else _AtLeast(low)
     if act is not None and op.module is not None:  # a norm with its activation inside
-        norm = copy.copy(op.module)
-        norm._modules = {**op.module._modules, "act": free}
-        free = norm
+        free = with_child(op.module, "act", free)
     name = attach(fresh, f"unclipped_{node.name}", free)
     with fresh.graph.inserting_before(node):
         bare = fresh.graph.call_module(name, (node.all_input_nodes[0],))
@@ -146,9 +144,12 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
     new.name = name
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling it does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def with_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
+    """A copy of a module with another child, which shares its parameters, its buffers and its other children."""
+    shared = (*module.parameters(recurse=False), *module.buffers(recurse=False), *module.children())
+    fresh = copy.deepcopy(module, {id(part): part for part in shared})
+    setattr(fresh, name, child)
+    return fresh
 
 
 def _nodes_named(module: fx.GraphModule, names: Collection[str]) -> list[fx.Node]:

@@ -2,27 +2,30 @@
 
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torchvision.ops
-from torch import fx, nn
-from torchvision.ops import Permute, StochasticDepth
+from torch import Tensor, fx, nn
 
+from pipeline.compat import timm
 from pipeline.graph.ops import ELEMENTARY
 from store.errors import UsageError
 
-_ELEMENTARY_TYPES = tuple(cls for cls, _ in ELEMENTARY)
+_ELEMENTARY_TYPES = tuple(cls for classes, _ in ELEMENTARY for cls in classes)
 
 
 class PathTracer(fx.Tracer):
     """An fx tracer that names each node by the module it ran in, and remembers which module could not be traced."""
 
     def __init__(self, leaf_types: tuple[type, ...], functions: tuple[Callable[..., Any], ...], whole: set[str]):
-        modules: Any = (math, torchvision.ops)  # torch's annotation allows one only
+        # A network can only use what is imported by now: torchvision costs more than a second and most do without.
+        vision = sys.modules.get("torchvision.ops")
+        modules: Any = (math,) if vision is None else (math, vision)  # torch's annotation allows one only
         super().__init__(autowrap_modules=modules, autowrap_functions=functions)
-        self.leaf_types = (*leaf_types, *_ELEMENTARY_TYPES, Permute, StochasticDepth)
+        whole_types = () if vision is None else (vision.Permute, vision.StochasticDepth)
+        self.leaf_types = (*leaf_types, *_ELEMENTARY_TYPES, *whole_types)
         self.whole = whole
         self.inside = ""
         self.paths: dict[fx.Node, str] = {}
@@ -43,7 +46,7 @@ class PathTracer(fx.Tracer):
         return (
             module_qualified_name in self.whole
             or isinstance(m, self.leaf_types)
-            or type(m).__module__.startswith("timm.layers.activations")
+            or timm.is_activation(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -91,11 +94,7 @@ def _file_name(path: str) -> str:
 
 def _leaves_of(network: nn.Module, family: str) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
     """timm's own leaf modules and functions, for its models and for others that are built of its parts."""
-    if family != "timm" and not any(type(part).__module__.startswith("timm.") for part in network.modules()):
-        return (), ()
-    from timm.models._features_fx import get_notrace_functions, get_notrace_modules
-
-    return tuple(get_notrace_modules()), tuple(f for f in get_notrace_functions() if callable(f))
+    return timm.leaves() if family == "timm" or timm.has_parts(network) else ((), ())
 
 
 def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -120,6 +119,6 @@ def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, st
         warnings.warn(f"taken whole, since they cannot be traced: {', '.join(sorted(whole))}", stacklevel=2)
     module = fx.GraphModule(network, graph, type(network).__name__)
     for name in set(vars(network)) - before:  # the tracer leaves its constants on the network
-        if name.startswith("_tensor_constant"):
+        if isinstance(getattr(network, name), Tensor):
             delattr(network, name)
     return module, {node.name: path for node, path in tracer.paths.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipeline.compat.modules import set_state_versions, state_versions
 from store.errors import UsageError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -36,7 +37,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"weights {path} holds no state dict (a mapping from names to tensors)")
     plain = OrderedDict((str(name).removeprefix("module."), value) for name, value in state.items())
-    _set_versions(plain, getattr(state, "_metadata", None))
+    set_state_versions(plain, state_versions(state))
     return plain
 
 
@@ -64,14 +65,8 @@ def load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts if names)
         raise UsageError(f"weights {where} do not fit the network: {said}")
     complete = OrderedDict(state)
-    _set_versions(complete, getattr(state, "_metadata", None) or getattr(wanted, "_metadata", None))
+    set_state_versions(complete, state_versions(state) or state_versions(wanted))
     network.load_state_dict(complete)
-
-
-def _set_versions(state: OrderedDict[str, Tensor], versions: object) -> None:
-    """Module versions, which torch keeps beside a state dict and some networks (mnasnet) insist on."""
-    if versions is not None:
-        state._metadata = versions  # type: ignore[attr-defined]
 
 
 def digest(network: nn.Module) -> str:

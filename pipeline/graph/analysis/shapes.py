@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pipeline.compat.fx import fake_tensors
 from pipeline.graph.ops import parameters_of
 from store.errors import UsageError
 
@@ -31,7 +31,7 @@ def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.N
     # the picture is of the kind that the weights are: float64 networks too, on whatever device
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), fake_tensors():
             recorder.run(torch.empty(size, device=like.device, dtype=like.dtype))
     except Exception:  # an operator without a fake implementation: compute for real
         recorder = _Recorder(module)

@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.graph.batchnorm_folding import is_same_padded
+from pipeline.compat import aten, onednn
+from pipeline.compat.onednn import Limits, Settings
+from pipeline.compat.timm import is_same_padded
 
-Limits = tuple[float, float | None]  # what is below or above becomes it; None: nothing is above
-Settings = tuple[Any, Any, Any, int]  # padding, stride, dilation, groups
 FROM = 16  # pictures: torch computes 1 x 1 convolutions and their gradients by oneDNN
-aten = torch.ops.aten
 
 
 class Convolution(nn.Module):
@@ -45,13 +44,13 @@ class Convolution(nn.Module):
     @property
     def is_arranged(self) -> bool:
         """Whether this does anything with a gradient that the convolution alone would not."""
-        return (self.direct and torch.backends.mkldnn.is_available()) or (self.same and _is_depthwise(self.conv))
+        return (self.direct and onednn.can_convolve()) or (self.same and _is_depthwise(self.conv))
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         if x.device.type != "cpu" or x.ndim != 4:
             return self._clip(conv(x))
-        single = x.dtype == conv.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        single = x.dtype == conv.weight.dtype == torch.float32 and onednn.can_convolve()
         if single and torch.is_inference_mode_enabled():
             return self._frozen(x)
         x, weight, settings = self._padded(x)
@@ -60,15 +59,14 @@ class Convolution(nn.Module):
             return self._clip(F.conv2d(x, weight, conv.bias, stride, padding, dilation, groups))
         if x.requires_grad and torch.is_grad_enabled():
             return _Direct.apply(x, weight, conv.bias, settings, self.limits)
-        return _direct(x, weight, conv.bias, settings, self.limits)
+        return onednn.convolve(x, weight, conv.bias, settings, self.limits)
 
     def _frozen(self, x: Tensor) -> Tensor:
         x, weight, settings = self._padded(x)
         size, packed = tuple(x.shape[1:]), self._packed
         if packed is None or packed[0] != size:
-            laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(x.shape))
-            packed = self._packed = size, laid_out
-        return _direct(x, packed[1], self.conv.bias, settings, self.limits)
+            packed = self._packed = size, onednn.packed_weight(weight, settings, x.shape)
+        return onednn.convolve(x, packed[1], self.conv.bias, settings, self.limits)
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, Settings]:
         """What to convolve, with what and how: padding that a number cannot say is with the one or the other."""
@@ -95,16 +93,6 @@ class Convolution(nn.Module):
         return total // 2, total - total // 2
 
 
-def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits | None) -> Tensor:
-    """By oneDNN, whatever the batch."""
-    name, scalars = "none", list[float]()
-    if limits is not None:
-        low, high = limits
-        name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
-    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, name, scalars, "")
-    return y
-
-
 class _Direct(torch.autograd.Function):
     """With the gradient for x. What a clip lets through shows in its output, so that its input is never stored."""
 
@@ -112,7 +100,7 @@ class _Direct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits | None
     ) -> Tensor:
-        y = _direct(x, weight, bias, settings, limits)
+        y = onednn.convolve(x, weight, bias, settings, limits)
         ctx.settings, ctx.limits = settings, limits
         ctx.save_for_backward(x, weight, None if limits is None else y)
         return y
@@ -122,19 +110,11 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         if ctx.limits is not None:
-            low, high = ctx.limits
-            gradient = (
-                aten.threshold_backward(gradient, y, low)
-                if high is None
-                else aten.hardtanh_backward(gradient, y, low, high)
-            )
-        padding, stride, dilation, groups = ctx.settings
+            gradient = aten.clip_gradient(gradient, y, *ctx.limits)
         if len(x) < FROM and _is_pointwise(weight, ctx.settings):
-            found = _direct(gradient, weight.transpose(0, 1), None, ctx.settings, None)
+            found = onednn.convolve(gradient, weight.transpose(0, 1), None, ctx.settings, None)
         else:
-            found, _, _ = aten.convolution_backward(
-                gradient, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
-            )
+            found = aten.convolution_gradient(gradient, x, weight, ctx.settings)
         return found, None, None, None, None
 
 

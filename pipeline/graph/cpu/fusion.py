@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pipeline.compat import aten, onednn
+from pipeline.compat.modules import is_hooked
+from pipeline.compat.onednn import Limits
 from pipeline.graph.analysis.bounds import clip_limits
 from pipeline.graph.batchnorm_folding import is_plain
-from pipeline.graph.cpu.convolution import Convolution, Limits
+from pipeline.graph.cpu.convolution import Convolution
 from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, op_of
-from pipeline.graph.surgery import attach, copied, is_hooked, replace_node
+from pipeline.graph.surgery import attach, copied, replace_node
 
 _SUMS = (operator.add, torch.add)
-aten = torch.ops.aten
 # What makes finite numbers of finite ones, short of overflow, given finite parameters. Division and logarithms do not.
 _FINITE = (
     ACTIVATIONS
@@ -46,16 +48,14 @@ class RectifiedSum(nn.Module):
         fits = all(isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b))
         if not fits or not torch.is_inference_mode_enabled():
             return F.relu(a + b)
-        add = aten._add_relu_ if self.in_place and a.shape == b.shape else aten._add_relu
-        y: Tensor = add(a, b)
-        return y
+        return aten.rectified_sum(a, b, self.in_place and a.shape == b.shape)
 
 
 def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
     """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution, a ReLU the
     sum, whose only user it is, under the clip's node name, unless `keep` names the other."""
     fresh = copied(module)
-    finite = _finite(fresh) if clips and torch.backends.mkldnn.is_available() else set()
+    finite = _finite(fresh) if clips and onednn.can_convolve() else set()
     for node in list(fresh.graph.nodes):
         conv = op_of(node, fresh).module
         if not isinstance(conv, nn.Conv2d) or not _is_arrangeable(conv) or len(node.args) != 1 or node.kwargs:

@@ -1,0 +1,74 @@
+"""What torch.nn.Module and its subclasses keep in private attributes, and private base classes of torch.nn."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_VERSIONS = "_metadata"
+
+# The methods of a convolution that a subclass, or one module, may replace.
+CONVOLUTION_METHODS = tuple(name for name in ("forward", "_conv_forward") if hasattr(nn.Conv2d, name))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward. Where that cannot be told, it may: nothing is fused then."""
+    return any(getattr(module, name, True) for name in _HOOKS)
+
+
+def remove_hooks(module: nn.Module) -> None:
+    """Remove the hooks that run after a module's forward, as far as they can be found."""
+    getattr(module, _HOOKS[0], {}).clear()
+
+
+def state_versions(state: object) -> Any:
+    """The versions of the modules that a state dict is of, which torch keeps beside it; None where it keeps none."""
+    return getattr(state, _VERSIONS, None)
+
+
+def set_state_versions(state: object, versions: Any) -> None:
+    """Put the versions of modules beside a state dict, as some networks (mnasnet) insist on."""
+    if versions is not None:
+        setattr(state, _VERSIONS, versions)
+
+
+def torch_classes(kind: str) -> tuple[type[nn.Module], ...]:
+    """Classes of torch.nn, for `isinstance`: the common base of that kind, else the classes that torch has of it."""
+    module, name, public = _BASES[kind]
+    base = getattr(module, name, None)
+    return public if base is None else (base,)
+
+
+_BASES: dict[str, tuple[ModuleType, str, tuple[type[nn.Module], ...]]] = {
+    "convtranspose": (
+        nn.modules.conv,
+        "_ConvTransposeNd",
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    ),
+    "conv": (nn.modules.conv, "_ConvNd", (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
+    "instancenorm": (
+        nn.modules.instancenorm,
+        "_InstanceNorm",
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    ),
+    "batchnorm": (
+        nn.modules.batchnorm,
+        "_BatchNorm",
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    ),
+    "maxpool": (nn.modules.pooling, "_MaxPoolNd", (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)),
+    "avgpool": (nn.modules.pooling, "_AvgPoolNd", (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)),
+    "adaptiveavgpool": (
+        nn.modules.pooling,
+        "_AdaptiveAvgPoolNd",
+        (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    ),
+    "adaptivemaxpool": (
+        nn.modules.pooling,
+        "_AdaptiveMaxPoolNd",
+        (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    ),
+}

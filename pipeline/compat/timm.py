@@ -1,0 +1,67 @@
+"""timm's own lists of what a tracer takes whole, and where its layers are defined. timm may be missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_ACTIVATION_MODULES = "timm.layers.activations"  # a prefix: there is `activations_me` too
+_ACTIVATIONS = (  # those that timm.layers exports
+    "GELU",
+    "GELUTanh",
+    "HardMish",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "PReLU",
+    "QuickGELU",
+    "Sigmoid",
+    "Swish",
+    "Tanh",
+)
+# Layers of timm whose forward cannot be traced, or hides what they are: as its lists have them.
+_LEAVES = (
+    "AvgPool2dSame",
+    "BatchNormAct2d",
+    "CondConv2d",
+    "Conv2dSame",
+    "FrozenBatchNormAct2d",
+    "InplaceAbn",
+    "ScaledStdConv2dSame",
+    "StdConv2dSame",
+    "SyncBatchNormAct",
+)
+
+
+def has_parts(network: nn.Module) -> bool:
+    """Whether any module of a network is of a class that timm defines."""
+    return any(type(part).__module__.startswith("timm.") for part in network.modules())
+
+
+def leaves() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
+    """Classes and functions that a tracer takes whole. Without timm's lists: layers known to need it, no functions."""
+    from timm import layers, models
+
+    classes, functions = (getattr(models, f"get_notrace_{what}", None) for what in ("modules", "functions"))
+    if classes is None or functions is None:
+        return tuple(getattr(layers, name) for name in _LEAVES if hasattr(layers, name)), ()
+    return tuple(classes()), tuple(f for f in functions() if callable(f))
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether it is one of timm's own activations."""
+    own = type(module)
+    return own.__module__.startswith(_ACTIVATION_MODULES) or any(_is_exported(own, name) for name in _ACTIVATIONS)
+
+
+def is_same_padded(conv: nn.Module) -> bool:
+    """Whether it is timm's convolution with TensorFlow's "same" padding, which depends on the picture's size."""
+    return _is_exported(type(conv), "Conv2dSame")
+
+
+def _is_exported(cls: type, name: str) -> bool:
+    """Whether timm.layers has this class under that name; timm is imported if anything is of its classes."""
+    return cls.__name__ == name and cls is getattr(sys.modules.get("timm.layers"), name, None)
