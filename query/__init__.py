@@ -1,4 +1,7 @@
-"""Asks a store: SQL, named questions and contact sheets. Imports neither torch nor duckdb until a store is opened."""
+"""Ask a store in SQL, by named questions and for contact sheets.
+
+Neither torch nor duckdb is imported before a store is opened.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ __all__ = ["open"]
 
 
 def open(path: str | PathLike[str], *, model_code: bool = False, limits: Limits | None = None) -> Scope:
-    """Opens a store read-only. Cheap: only commit records are read; many scopes may be open at once.
+    """Open a store read-only. Only commit records are read, so this is quick; many scopes may be open at once.
 
-    `model_code`: whether a model whose source in the store is `python:...` may be imported, which runs code.
-    `limits`: memory, threads, seconds and answer size of one query. Raises store.errors.UsageError (one line).
+    `model_code` says whether a model whose source in the store is `python:...` may be imported, which runs its code.
+    `limits` are the time, memory, threads and answer size of a query. Raises store.errors.UsageError, of one line.
     """
     from query.scope import Scope
 

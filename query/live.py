@@ -1,4 +1,7 @@
-"""Runs a store's model on a picture that was never scanned. The one module of `query` that imports torch, when used."""
+"""Run a store's model on a picture that was never scanned.
+
+This is the only module of `query` that imports torch and `pipeline`, and it does so only when it is used.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """The model of one run, ready for pictures.
+    """The model of one run, ready to measure pictures.
 
-    The store says which model: its source is opened, and its weights' digest must be the store's. `model_code`: whether
-    a `python:` source, which runs code, may be imported.
+    The store names the model's source, which is opened; the digest of its weights must be the one in the store.
+    `model_code` says whether a `python:` source, whose import runs code, is allowed.
     """
 
     def __init__(self, dense: Dense, model_code: bool) -> None:
@@ -43,10 +46,11 @@ class Probe:
         )
 
     def row(self, path: Path, units: NDArray[np.int64]) -> ImageRow:
-        """The picture over these units: exact value, mean, y and x.
+        """Measure a picture on these units. value, mean, y and x are exact.
 
-        tail_p = (1 + images that reach the value's code) / (n + 1): the picture counts as one more. Never less than the
-        value's own share, which it is at code edges and for a value above all images.
+        tail_p = (1 + images that reach the value's code) / (n + 1): the picture counts as one more image. It is never
+        less than the exact share of images that reach the value, and equals it at the edges of codes and for a value
+        above those of all images.
         """
         from pipeline.data.decode import BadImageError, open_image
 
@@ -54,8 +58,8 @@ class Probe:
             image = open_image(path)
         except BadImageError as error:
             raise UsageError(f"picture {path}: {error}") from error
-        found = self._measured(self._model.preprocess.pixels(image))
-        value, mean, flat = found.max[0].copy(), found.mean[0].copy(), found.argmax[0]
+        measured = self._measured(self._model.preprocess.pixels(image))
+        value, mean, flat = measured.max[0].copy(), measured.mean[0].copy(), measured.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
         row = ImageRow(
             np.arange(self.run.units), value, mean, self._tail_p(value), flat // widths, flat % widths, self.run.n
@@ -63,8 +67,11 @@ class Probe:
         return row.take(units)
 
     def _measured(self, pixels: NDArray[np.uint8]) -> BatchStatistics:
-        """As the scan measured: a batch of its size, one thread. In another batch the last bits differ, and a copy of
-        a stored picture would fall on either side of its own code edge."""
+        """Measure as the scan did: in a batch of the scan's size, on one thread.
+
+        In a batch of another size the last bits differ, and a copy of a stored picture could fall on either side of
+        the edge of its own code.
+        """
         import torch
 
         batch = np.zeros((self._batch, *pixels.shape), np.uint8)
@@ -86,13 +93,14 @@ class Probe:
 
 
 def _settings(run: Run) -> dict[str, dict[str, Any]]:
-    """The run's fingerprinted config: how its values were measured."""
+    """Read the config that the run was made with, which says how its values were measured."""
     if run.files.config is None:
         raise UsageError(f"run {run.name} has no config.toml yet: finish it with `unitscope run`")
     return tomllib.loads(run.files.config.read_text())
 
 
 def _open(run: Run, model_code: bool) -> Model:
+    """Open the run's model. Raises UsageError unless weights and preprocessing are those of the store."""
     from pipeline.models import open_model
 
     row: dict[str, Any] = run.rows("models", "source, weights, digest, preprocessing").to_pylist()[0]

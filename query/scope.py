@@ -1,4 +1,4 @@
-"""The questions one can ask a store."""
+"""The Python API: a store, and the questions one can ask it (query/questions/declarations.py declares them)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from numpy.typing import NDArray
 
 from query import resolve
 from query.questions import (
+    class_selectivity,
     class_units,
     comparison,
     image_summary,
     image_units,
     macros,
+    polysemantic,
     separating_units,
     similarity,
-    unit_images,
-    unit_kinds,
+    top_images,
+    unit_column,
+    unit_pairs,
+    unit_states,
 )
 from query.questions.image_units import ImageRow
 from query.questions.unit_record import UnitRecord, unit_record
 from query.record import stored_pictures
 from query.record.dense import Dense
 from query.record.run_tables import Run
-from query.resolve import ClassName, ImageName, Unit
+from query.record.unit import Unit
+from query.resolve import ClassName, ImageName
 from query.sql import catalog
 from query.sql.database import Database, Limits, Result
-from query.sql.worker import Isolated
+from query.sql.worker import SqlWorker
 from store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,11 +47,12 @@ if TYPE_CHECKING:
 
 
 class Scope:
-    """A store, read-only. Every answer has n, the number of images its shares are of.
+    """A store, open for reading.
 
-    IMAGE: an image_id (int or all digits), a path in the dataset, or a picture file on disk, on which the model then
-    runs. UNIT: LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Where a store holds several runs, model= and dataset= choose; an
-    ambiguous question is a UsageError that lists the choices.
+    An image is an image_id (int or all digits), a path in the dataset, or a picture file on disk, on which the model
+    then runs. A unit is LAYER:CHANNEL or MODEL/LAYER:CHANNEL. `layer` is a glob or several, and k=None asks for all
+    units. If a store holds several runs, `model` and `dataset` choose one; an ambiguous question raises UsageError,
+    which lists the choices. Every answer has the column n, the number of images that its shares are of.
     """
 
     def __init__(self, path: str | PathLike[str], *, model_code: bool = False, limits: Limits | None = None) -> None:
@@ -55,16 +61,16 @@ class Scope:
         self._catalog = catalog.read(self.path)
         limits = limits or Limits()
         self._database = Database(self._catalog, limits)
-        self._isolated = Isolated(self.path, limits, model_code) if limits.isolated else None
+        self._worker = SqlWorker(self.path, limits, model_code) if limits.isolated else None
         self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
         macros.register(self._database.connection, self, self._database.expired)
         self._database.lock()
         self._probes: dict[str, Probe] = {}
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
-        """Runs one SELECT over the views and macros (docs: the views' columns); `?` takes `parameters`."""
-        if self._isolated is not None:
-            return Result(self._isolated.table(query, parameters))
+        """Run one SELECT over the views and macros, which docs/sql.md lists. Each `?` takes one of `parameters`."""
+        if self._worker is not None:
+            return Result(self._worker.table(query, parameters))
         return self._database.sql(query, parameters)
 
     def top_units(
@@ -76,18 +82,19 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """The units an image excites most: model, layer, channel, value, mean, tail_p, z, rank, y, x, n.
+        """Return the units that an image excites most: model, layer, channel, value, mean, tail_p, z, rank, y, x, n.
 
-        by "tail": (tail_p rising, z falling, layer_index, channel); "max": z falling; "mean": z of the spatial mean
-        falling, and the column z is that. `layer`: a glob or several. Values with tail_p <= 0.01, and those of a unit's
-        first 20 images, are exact; the others are decoded from tail codes, with y and x unknown. The mean is decoded.
-        On a picture never scanned all is exact, and tail_p = (1 + images at or above the value's code) / (n + 1).
+        by "tail": tail_p rising, then z falling, then unit order; "max": z falling; "mean": z of the spatial mean
+        falling, which is then the column z. Values with tail_p <= 0.01, and those of a unit's first 20 images, are
+        exact; the others are decoded from tail codes, and their y and x are not known. The mean is always decoded. On a
+        picture that was never scanned everything is exact but tail_p = (1 + images that reach the value's code) /
+        (n + 1).
         """
         _one_of(by, ("tail", "max", "mean"))
         _positive(k)
-        run, found = resolve.find_image(self._runs(model, dataset), image)
+        run, source = resolve.find_image(self._runs(model, dataset), image)
         units = resolve.units_of_layers(run, layer)
-        row = self._row_of(run, found, units, enough=k if by == "tail" else None)
+        row = self._row_of(run, source, units, enough=k if by == "tail" else None)
         return image_units.ranked(self._dense[run.name], row, k, by)
 
     def top_images(
@@ -100,28 +107,30 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """The images that excite a unit most: rank, image_id, path, label, class_index, value, mean, tail_p, y, x, n.
+        """Return the images that excite a unit most.
 
-        `label`: only images of this class (index, synset or label). by "max": the stored exact order as far as it
-        reaches, then decoded; "mean": by the spatial mean. `lowest`: the stored lowest images of a signed layer.
+        Columns: rank, image_id, path, label, class_index, value, mean, tail_p, y, x, n. `label` keeps only images of
+        this class (index, synset or label). by "max": in the stored exact order as far as it reaches, then by decoded
+        values; "mean": by the spatial mean. `lowest` returns the stored lowest images of a signed layer.
         """
         _one_of(by, ("max", "mean"))
         _positive(k)
-        found = self._unit(unit, model, dataset)
-        of_class = None if label is None else resolve.find_class(found.run, label)
+        asked = self._unit(unit, model, dataset)
+        of_class = None if label is None else resolve.find_class(asked.run, label)
         if lowest:
             if by != "max":
                 raise UsageError("lowest images are ordered by their minimum: leave `by` out")
-            return unit_images.lowest_images(found, k, of_class)
-        return unit_images.top_images(self._dense_of(found), found, k, of_class, by)
+            return top_images.lowest_images(asked, k, of_class)
+        return top_images.top_images(self._dense_of(asked), asked, k, of_class, by)
 
     def activations(self, unit: str, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
-        """One unit over all accepted images: image_id, path, label, class_index, value, mean, tail_p, exact, y, x, n.
+        """Return one unit over all accepted images, by image_id.
 
-        `exact`: value is what was measured; else the mean of the values with its code. By image_id.
+        Columns: image_id, path, label, class_index, value, mean, tail_p, exact, y, x, n. `exact` says whether the value
+        is what was measured; if not, it is the mean of the values with its code.
         """
-        found = self._unit(unit, model, dataset)
-        return unit_images.activations(self._dense_of(found), found)
+        asked = self._unit(unit, model, dataset)
+        return unit_column.activations(self._dense_of(asked), asked)
 
     def activations_of(
         self,
@@ -130,7 +139,7 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """One image over all units, in their order: model, layer, channel, value, mean, tail_p, z, y, x, n."""
+        """Return one image over all units, in unit order: model, layer, channel, value, mean, tail_p, z, y, x, n."""
         run, row = self._row(image, layer, model, dataset)
         return image_units.as_frame(run, row, run.z(row.value, row.units))
 
@@ -142,29 +151,33 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Units whose per-image maxima correlate most with this unit's: model, layer, channel, rank, correlation, n.
+        """Return the units whose per-image maxima correlate most with this unit's.
 
-        Within the unit's own layer, or the layers of the globs `layer` ("*": all). Of more units than can be compared
-        at once, those are that correlate most over 4,096 images.
+        Columns: model, layer, channel, rank, correlation, n. Searched is the unit's own layer, or the layers that
+        `layer` matches ("*": all). With more units than can be compared at once, candidates are chosen on a sample of
+        4,096 images.
         """
         _positive(k)
-        found = self._unit(unit, model, dataset)
-        within = None if layer is None else resolve.find_layers(found.run, layer)
-        return similarity.similar_units(self._dense_of(found), found, k, within)
+        asked = self._unit(unit, model, dataset)
+        within = None if layer is None else resolve.find_layers(asked.run, layer)
+        return similarity.similar_units(self._dense_of(asked), asked, k, within)
 
     def similar_images(
         self, image: ImageName, layer: str, k: int = 10, model: str | None = None, dataset: str | None = None
     ) -> pd.DataFrame:
-        """Images a layer's units see alike: rank, image_id, path, label, class_index, similarity (cosine of z), n."""
+        """Return the images that are most similar to the units of a layer.
+
+        Columns: rank, image_id, path, label, class_index, similarity (the cosine of z over the layer's units), n.
+        """
         _positive(k)
-        run, found = resolve.find_image(self._runs(model, dataset), image)
+        run, source = resolve.find_image(self._runs(model, dataset), image)
         dense, within = self._dense[run.name], resolve.find_layer(run, layer)
-        if isinstance(found, Path):
-            values = self._probe(run).row(found, np.arange(within.start, within.stop)).value
+        if isinstance(source, Path):
+            values = self._probe(run).row(source, np.arange(within.start, within.stop)).value
             z = similarity.standing(dense, within, values)
             return similarity.similar_images(dense, within, k, None, z)
-        z = similarity.standing_of(dense, within, found)
-        return similarity.similar_images(dense, within, k, found, z)
+        z = similarity.standing_of(dense, within, source)
+        return similarity.similar_images(dense, within, k, source, z)
 
     def both(
         self,
@@ -175,14 +188,15 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Images on which both units are high, or, with `without`, a is high and b is not.
+        """Return the images on which both units are high, or, with `without`, a is high and b is not.
 
-        rank, image_id, path, label, class_index, value_a, tail_p_a, value_b, tail_p_b, n; by the larger tail_p, then
-        their sum. `without`: b is zero or below its median image; by tail_p of a, then that of b falling.
+        Columns: rank, image_id, path, label, class_index, value_a, tail_p_a, value_b, tail_p_b, n. By the larger
+        tail_p, then the sum of the two. With `without`, b is zero or below its median image, and the order is by the
+        tail_p of a, then that of b falling. If the units are of two runs, only images that both accepted are listed.
         """
         _positive(k)
-        one, other = self._unit(a, model, dataset), self._unit(b, model, dataset)
-        return unit_images.both(self._dense_of(one), one, self._dense_of(other), other, k, without)
+        unit_a, unit_b = self._unit(a, model, dataset), self._unit(b, model, dataset)
+        return unit_pairs.both(self._dense_of(unit_a), unit_a, self._dense_of(unit_b), unit_b, k, without)
 
     def units_for_class(
         self,
@@ -192,9 +206,10 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Units that tell a class (index, synset or label) from the rest, by auc falling, then z of the class mean.
+        """Return the units that tell a class (index, synset or label) from the rest.
 
-        model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. k=None: all.
+        Columns: model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. By auc
+        falling, then z of the class mean falling.
         """
         run = resolve.the_one(self._runs(model, dataset), f"class {label}")
         return class_units.units_for_class(run, resolve.find_class(run, label), _all_or(k), layer)
@@ -206,12 +221,12 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Units by class selectivity falling: model, layer, channel, rank, selectivity, top_class, label, n.
+        """Return units by class selectivity falling: model, layer, channel, rank, selectivity, top_class, label, n.
 
-        selectivity = (best class mean - mean of the others) / their sum, on per-image maxima. k=None: all units.
+        selectivity = (best class mean - mean of the others) / their sum, on per-image maxima.
         """
         run = resolve.the_one(self._runs(model, dataset), "class_selectivity")
-        return unit_kinds.class_selectivity(run, resolve.units_of_layers(run, layer), _all_or(k))
+        return class_selectivity.class_selectivity(run, resolve.units_of_layers(run, layer), _all_or(k))
 
     def separating_units(
         self,
@@ -222,10 +237,11 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Units that best tell two sets of images apart, by |auc - 0.5| falling.
+        """Return the units that best tell two sets of images apart, by |auc - 0.5| falling.
 
-        Each set is a class (index, synset or label) or a list of images. model, layer, channel, rank, auc (near 1: high
-        on a; near 0: high on b), mean_a, mean_b, z (their difference in deviations), n_a, n_b, n. k=None: all units.
+        Each set is a class (index, synset or label) or a list of images. Columns: model, layer, channel, rank, auc
+        (near 1: high on a; near 0: high on b), mean_a, mean_b, z (their difference in the unit's standard deviations),
+        n_a, n_b, n.
         """
         run = resolve.the_one(self._runs(model, dataset), "separating_units")
         a, b = (resolve.find_images(run, images) for images in (images_a, images_b))
@@ -240,10 +256,11 @@ class Scope:
         layer: str | Sequence[str] | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Which units differ between two models, or two checkpoints, on the same images; the most changed first.
+        """Return which units differ between two models, or two checkpoints, on the same images; most changed first.
 
-        model, layer, channel, other_model, other_layer, other_channel, rank, change = 1 - correlation, correlation, n.
-        With the same layers each unit beside itself, otherwise beside the unit of model_b that goes with it best.
+        Columns: model, layer, channel, other_model, other_layer, other_channel, rank, change = 1 - correlation,
+        correlation, n. With the same layers each unit is compared with itself, otherwise with the unit of model_b that
+        correlates with it best.
         """
         a, b = (resolve.the_one(self._runs(m, dataset), f"model {m}") for m in (model_a, model_b))
         return comparison.compare(self._dense[a.name], self._dense[b.name], _all_or(k), layer)
@@ -255,26 +272,30 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> pd.DataFrame:
-        """Units whose highest images are of several unlike classes.
+        """Return the units whose highest images are of several classes that are unlike each other.
 
-        model, layer, channel, rank, spread, share, classes, labels, n. share: of the stored highest images, those of
-        classes the unit fires for; spread: share x the mean distance of two of their classes, falling. k=None: all.
+        Columns: model, layer, channel, rank, spread, share, classes, labels, n; by spread falling. share is the part of
+        the stored highest images whose classes the unit fires for; spread is share x the mean distance of two of their
+        classes. The answer is empty if no unit of the run fires for any class.
         """
         run = resolve.the_one(self._runs(model, dataset), "polysemantic_units")
-        return unit_kinds.polysemantic_units(run, resolve.units_of_layers(run, layer), _all_or(k))
+        return polysemantic.polysemantic_units(run, resolve.units_of_layers(run, layer), _all_or(k))
 
     def unit_states(
         self, layer: str | Sequence[str] | None = None, model: str | None = None, dataset: str | None = None
     ) -> pd.DataFrame:
-        """Units that are dead, always on or clipped: model, layer, channel, state, fraction_active, saturated, maximum,
-        n."""
+        """Return the units that are dead, always on, or clipped on most images.
+
+        Columns: model, layer, channel, state, fraction_active, saturated, maximum, n.
+        """
         run = resolve.the_one(self._runs(model, dataset), "unit_states")
-        return unit_kinds.unit_states(run, resolve.units_of_layers(run, layer))
+        return unit_states.unit_states(run, resolve.units_of_layers(run, layer))
 
     def image_summary(self, image: ImageName, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
-        """An image layer by layer: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n.
+        """Return one row per layer for an image.
 
-        active: units above zero; rare: units with tail_p <= 0.01, `expected` the usual number; channel: the first unit.
+        Columns: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n. active counts units above zero, and rare those with tail_p <= 0.01, of which `expected` are usual. channel and
+        the columns after it are of the layer's first unit in the order of top_units.
         """
         run, row = self._row(image, None, model, dataset)
         return image_summary.image_summary(run, row)
@@ -288,26 +309,30 @@ class Scope:
         model: str | None = None,
         dataset: str | None = None,
     ) -> stored_pictures.Pixels:
-        """A unit's feature visualization, uint8 [H, W, 3]; how far to trust it is in the view `visualizations`."""
+        """Return a unit's feature visualization, uint8 [H, W, 3].
+
+        The view `visualizations` says how far it can be trusted.
+        """
         return stored_pictures.visualization(self._unit(unit, model, dataset), kind, direction, repeat)
 
     def unit(self, unit: str, model: str | None = None, dataset: str | None = None) -> UnitRecord:
-        """Everything known about one unit."""
-        found = self._unit(unit, model, dataset)
-        return unit_record(self._dense_of(found), found)
+        """Return everything known about one unit."""
+        asked = self._unit(unit, model, dataset)
+        return unit_record(self._dense_of(asked), asked)
 
     def contact_sheet(self, unit: str, model: str | None = None, dataset: str | None = None) -> Image.Image:
-        """One picture of everything known about a unit."""
+        """Draw a picture of everything known about one unit."""
         from query.presentation.contact_sheet import contact_sheet
 
-        found = self._unit(unit, model, dataset)
-        return contact_sheet(self._dense_of(found), found)
+        asked = self._unit(unit, model, dataset)
+        return contact_sheet(self._dense_of(asked), asked)
 
     def close(self) -> None:
+        """Close all files and end the process that answers SQL. A closed store answers nothing more."""
         for dense in self._dense.values():
             dense.close()
-        if self._isolated is not None:
-            self._isolated.close()
+        if self._worker is not None:
+            self._worker.close()
         self._database.close()
 
     def __enter__(self) -> Scope:
@@ -317,16 +342,16 @@ class Scope:
         self.close()
 
     def most_images(self) -> int:
-        """Accepted images of the largest dataset."""
+        """Return the accepted images of the run that has most."""
         return max((run.n for run in self._all_runs), default=0)
 
     def most_units(self) -> int:
-        """Units of the largest run."""
+        """Return the units of the run that has most."""
         return max((run.units for run in self._all_runs), default=0)
 
     @functools.cached_property
     def _all_runs(self) -> list[Run]:
-        """Runs whose layers are known; one that has not folded yet answers nothing."""
+        """Runs that have folded: before that nothing of a run can be answered."""
         return [dense.run for dense in self._dense.values() if dense.run.has("layers")]
 
     def _runs(self, model: str | None, dataset: str | None) -> list[Run]:
@@ -341,8 +366,8 @@ class Scope:
     def _row(
         self, image: ImageName, layer: str | Sequence[str] | None, model: str | None, dataset: str | None
     ) -> tuple[Run, ImageRow]:
-        run, found = resolve.find_image(self._runs(model, dataset), image)
-        return run, self._row_of(run, found, resolve.units_of_layers(run, layer))
+        run, source = resolve.find_image(self._runs(model, dataset), image)
+        return run, self._row_of(run, source, resolve.units_of_layers(run, layer))
 
     def _row_of(self, run: Run, image: int | Path, units: NDArray[np.int64], enough: int | None = None) -> ImageRow:
         if isinstance(image, Path):

@@ -1,4 +1,4 @@
-"""One picture of everything known about a unit: what it looks for, its examples, its numbers."""
+"""A picture of everything known about a unit: feature visualizations, example images and numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from query.presentation import drawing
 from query.presentation.drawing import FAINT, Canvas
 from query.presentation.unit_text import numbers, receptive_field, trust
-from query.questions import unit_images
+from query.questions import unit_column
 from query.questions.unit_record import UnitRecord, unit_record
 from query.record import stored_pictures
 from query.record.dense import Dense
-from query.resolve import Unit
+from query.record.unit import Unit
 
 MARGIN, GAP, SIDE = 36, 16, 320
 ACROSS = 5
@@ -27,7 +27,7 @@ HEADER, HEADING, CAPTION, ROW, HISTOGRAM = 108, 30, 44, 25, 180
 
 @dataclass(frozen=True)
 class _Shown:
-    """A block of example pictures."""
+    """A titled block of example pictures, one tile per row."""
 
     title: str
     rows: pd.DataFrame
@@ -40,7 +40,7 @@ class _Shown:
 
 
 def contact_sheet(dense: Dense, unit: Unit) -> Image.Image:
-    """RGB picture, WIDTH pixels wide and as high as what is known."""
+    """Draw the contact sheet: an RGB picture, WIDTH pixels wide and as high as it needs to be."""
     record = unit_record(dense, unit)
     shown = [_examples(unit, record.highest, "highest", 2 * ACROSS, "Highest images")]
     if record.lowest is not None:
@@ -107,16 +107,16 @@ def _right(canvas: Canvas, dense: Dense, unit: Unit, shown: Sequence[_Shown]) ->
     canvas.text(x + RIGHT, y + 3, "number of images, log scale", 13, FAINT, anchor="ra")
     book = dense.book(unit.layer, "max")
     counts = book.counts[unit.channel]
-    there = counts > 0
-    place = (x, y + HEADING, RIGHT, HISTOGRAM - HEADING)
-    drawing.histogram(canvas, place, book.means[unit.channel][there], counts[there])
+    used = counts > 0
+    area = (x, y + HEADING, RIGHT, HISTOGRAM - HEADING)
+    drawing.histogram(canvas, area, book.means[unit.channel][used], counts[used])
 
 
 def _examples(unit: Unit, rows: pd.DataFrame, direction: str, most: int, title: str) -> _Shown:
     rows = rows.head(most)
     kept = stored_pictures.examples(unit, rows["image_id"].to_numpy(), maps=direction == "highest")
-    places = unit_images.examples(unit, direction, boxes=True).to_pylist()
-    boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in places}
+    stored = unit_column.examples(unit, direction, boxes=True).to_pylist()
+    boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in stored}
     size = _input_size(unit)
     tiles = [
         drawing.example_tile(example, TILE, boxes.get(image_id), size)
@@ -131,15 +131,15 @@ def _input_size(unit: Unit) -> tuple[int, int]:
 
 
 def _rendered(unit: Unit, record: UnitRecord) -> list[tuple[str, Image.Image]]:
-    """The first feature visualization of each direction, with how far to trust it."""
-    found: dict[str, tuple[str, Image.Image]] = {}
+    """Return the first feature visualization of each direction, with a line on how far to trust it."""
+    by_direction: dict[str, tuple[str, Image.Image]] = {}
     table = record.visualizations
     for row in ({str(key): value for key, value in row.items()} for row in table.to_dict("records")):
-        if row["direction"] not in found:
+        if row["direction"] not in by_direction:
             pixels = stored_pictures.visualization(unit, row["kind"], row["direction"], row["repeat"])
             image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            found[row["direction"]] = (trust(row), image)
-    return list(found.values())
+            by_direction[row["direction"]] = (trust(row), image)
+    return list(by_direction.values())
 
 
 def _neighbors(record: UnitRecord) -> list[str]:

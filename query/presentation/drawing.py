@@ -1,4 +1,4 @@
-"""What contact sheets are drawn with: text that fits, pictures with their heat and box, a histogram."""
+"""Drawing for contact sheets: text that fits, pictures with their activation and box, a histogram."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A page that is drawn on from the top left."""
+    """A page to draw on. Coordinates are pixels from the top left."""
 
     image: Image.Image
     draw: ImageDraw.ImageDraw
@@ -51,7 +51,7 @@ class Canvas:
         width: float = math.inf,
         anchor: str = "la",
     ) -> None:
-        """One line, cut with an ellipsis where it is wider than `width`; anchors as Pillow's."""
+        """Draw one line, cut with an ellipsis if it is wider than `width`. `anchor` is one of Pillow's."""
         self.draw.text((x, y), fitted(words, size, width), color, font(size), anchor)
 
     def rule(self, x: float, y: float, width: float) -> None:
@@ -59,6 +59,7 @@ class Canvas:
 
 
 def fitted(words: str, size: int, width: float) -> str:
+    """Return the words, cut with an ellipsis if they are wider than `width` pixels."""
     if font(size).getlength(words) <= width:
         return words
     while words and font(size).getlength(words + "...") > width:
@@ -67,7 +68,7 @@ def fitted(words: str, size: int, width: float) -> str:
 
 
 def wrapped(words: Sequence[str], size: int, width: float, separator: str = "   ") -> list[str]:
-    """Lines of whole phrases, none wider than `width` unless one phrase is."""
+    """Set phrases in lines that are at most `width` pixels wide. A phrase is never broken, but cut if it is wider."""
     lines: list[str] = []
     for phrase in words:
         longer = lines[-1] + separator + phrase if lines else phrase
@@ -79,9 +80,9 @@ def wrapped(words: Sequence[str], size: int, width: float, separator: str = "   
 
 
 def example_tile(example: Example | None, side: int, box: Box | None, input_size: tuple[int, int]) -> Image.Image:
-    """The network's view of a picture as a square, its activation as heat, and the receptive field of the maximum.
+    """Draw an example as a square: the picture, the activation as heat, the receptive field of the maximum as a box.
 
-    `input_size`: height and width of the network's input, the pixels `box` counts in.
+    `box` is in pixels of the network's input, whose height and width are `input_size`.
     """
     tile = Image.new("RGB", (side, side), EMPTY)
     if example is None:
@@ -107,7 +108,7 @@ def _heated(picture: Image.Image, heat: NDArray[np.uint8]) -> Image.Image:
 
 
 def _mark(picture: Image.Image, box: Box, input_size: tuple[int, int]) -> None:
-    """A white frame with dark edges, so that it shows on anything; none where the field is the whole picture."""
+    """Draw a white frame with dark edges, which shows on any picture. Draw none if the box is the whole picture."""
     y0, x0, y1, x1 = box
     if y0 <= 0 and x0 <= 0 and y1 >= input_size[0] and x1 >= input_size[1]:
         return
@@ -127,7 +128,10 @@ def histogram(
     values: NDArray[np.float32],
     counts: NDArray[np.int64],
 ) -> None:
-    """Counts of values in equal bins, on a log scale so that a rare tail shows. `at`: x, y, width, height."""
+    """Draw counts of values in equal bins, on a log scale so that a rare tail shows.
+
+    `at` is the area's x, y, width and height.
+    """
     x, y, width, height = at
     bars = 48
     plot = height - 24
@@ -143,14 +147,14 @@ def histogram(
             canvas.draw.rectangle((round(left), round(top), round(right) - 2, y + plot), BAR)
     canvas.rule(x, y + plot, width)
     for tick in ticks(low, high):
-        place = x + width * (tick - low) / (high - low)
-        canvas.draw.line((place, y + plot, place, y + plot + 4), FAINT)
-        anchor = "la" if place < x + 12 else "ra" if place > x + width - 12 else "ma"
-        canvas.text(place, y + plot + 7, f"{tick:g}", 13, FAINT, anchor=anchor)
+        at_x = x + width * (tick - low) / (high - low)
+        canvas.draw.line((at_x, y + plot, at_x, y + plot + 4), FAINT)
+        anchor = "la" if at_x < x + 12 else "ra" if at_x > x + width - 12 else "ma"
+        canvas.text(at_x, y + plot + 7, f"{tick:g}", 13, FAINT, anchor=anchor)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two, at most nine."""
+    """Return round numbers between low and high, at most nine."""
     rough = (high - low) / 8
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))

@@ -28,7 +28,7 @@ def frame_text(frame: pd.DataFrame, form: str) -> str:
 
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """Rows of plain Python values, None where not known."""
+    """Return rows of plain Python values, None where not known."""
     columns = [[plain(value) for value in frame[name].tolist()] for name in frame.columns]
     return list(zip(*columns, strict=True))
 
@@ -38,7 +38,7 @@ def frame_objects(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold, None for NaN and NA; float32 as the shortest number that is it."""
+    """Turn a value into one that JSON can hold: None for NaN and NA, text for dates and infinities."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(value, float):
@@ -57,7 +57,7 @@ def plain(value: Any) -> Any:
 
 
 def rows_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: str) -> str:
-    """`form`: table, csv or json (an array of objects)."""
+    """Return rows as text. `form` is table, csv, or json (an array of objects)."""
     if form == "json":
         if len(set(columns)) < len(columns):
             raise UsageError("two columns have one name, which JSON cannot hold: name them with AS")
@@ -72,7 +72,7 @@ def rows_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: str) 
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Numbers to the right, words to the left, four significant digits."""
+    """Align numbers to the right and words to the left, with four significant digits."""
     cells = [[_cell(value) for value in row] for row in rows]
     right = [
         bool(rows) and all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in column)
@@ -98,7 +98,7 @@ def _cell(value: Any) -> str:
 
 
 def save_path(path: Path, store: Path) -> Path:
-    """A file to write an answer to: in a folder that exists, outside the store, which only its pipeline writes."""
+    """Return the path to write an answer to. Its folder must exist and lie outside the store."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
     if path.resolve().is_relative_to(store.resolve()) and (store / layout.MANIFEST).exists():

@@ -10,7 +10,7 @@ from query.record.run_tables import Layer
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number to some significant digits; a dash where it is not known."""
+    """Format a number to some significant digits, or as a dash if it is not known."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.{digits}g}"
@@ -24,9 +24,9 @@ def receptive_field(layer: Layer) -> str:
 
 
 def numbers(record: UnitRecord) -> list[tuple[str, str]]:
-    """Name and value of what `units` and `layers` say about the unit."""
+    """Return name and value of what the tables `units` and `layers` say about the unit."""
     s = record.statistics
-    found = [
+    named = [
         ("mean", number(s["mean"])),
         ("standard deviation", number(math.sqrt(s["variance"]))),
         ("positions above zero", f"{100 * s['fraction_active']:.3g} %"),
@@ -36,17 +36,20 @@ def numbers(record: UnitRecord) -> list[tuple[str, str]]:
         ("99, 99.9 and 99.99 %", f"{number(s['q99'])}   {number(s['q999'])}   {number(s['q9999'])}"),
     ]
     if s["saturated"] is not None:
-        found.append((f"images at the clip, {number(record.layer.upper_bound)}", f"{100 * s['saturated']:.3g} %"))
+        named.append((f"images at the clip, {number(record.layer.upper_bound)}", f"{100 * s['saturated']:.3g} %"))
     if s["selectivity"] is not None:
-        found.append(("class selectivity", number(s["selectivity"], 3)))
+        named.append(("class selectivity", number(s["selectivity"], 3)))
     if s["top_class"] is not None:
-        found.append(("top class", f"{record.top_label or ''} ({s['top_class']})".strip()))
-    found.append(("dead", "yes" if s["dead"] else "no"))
-    return found
+        named.append(("top class", f"{record.top_label or ''} ({s['top_class']})".strip()))
+    named.append(("dead", "yes" if s["dead"] else "no"))
+    return named
 
 
 def trust(row: dict[str, Any]) -> str:
-    """How far a feature visualization can be trusted: against the best example, and whether it is the unit's own."""
+    """Describe how far a feature visualization can be trusted.
+
+    That is its value against the best example's, and the unit's rank among its layer's units on it.
+    """
     ratio = row["value_vs_best_example"]
     against = "" if ratio is None or math.isnan(ratio) else f", {ratio:.2f} x best"
     return f"{row['kind']} {row['direction']}{against}, rank {row['rank_in_layer']} in layer"

@@ -1,4 +1,4 @@
-"""Which units prefer a class."""
+"""Which units tell a class from all other images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from store import layout
 def units_for_class(
     run: Run, of_class: DatasetClass, k: int | None, layers: str | Sequence[str] | None
 ) -> pd.DataFrame:
-    """model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n.
+    """Return units by auc falling, then z falling, then unit order; all if k is None. Columns: see the declaration.
 
-    By auc falling (how well the unit's maximum tells the class from the rest; NULL under 10 images, then last), then z
-    = (class mean - max_mean) / max_sd falling, layer_index, channel. k=None: all units.
+    auc says how well the unit's maximum tells the class from the rest; it is NaN, and comes last, for a class of fewer
+    than 10 images. z = (class mean - max_mean) / max_sd.
     """
     path = layout.class_stats_by_class(run.name)
     table = run.recorded("class_stats_by_class", path).rows(
         ["layer", "channel", "auc", "mean_max"], {"class_index": of_class.index}
     )
-    units = run.places(table)
+    units = run.unit_indices(table)
     auc, mean_max = (table[name].to_numpy() for name in ("auc", "mean_max"))
     if layers is not None:
-        here = np.isin(units, units_of_layers(run, layers))
-        units, auc, mean_max = units[here], auc[here], mean_max[here]
+        kept = np.isin(units, units_of_layers(run, layers))
+        units, auc, mean_max = units[kept], auc[kept], mean_max[kept]
     z = run.z(mean_max, units)
     order = np.lexsort((units, -z, np.where(np.isnan(auc), np.inf, -auc)))[:k]
     units = units[order]

@@ -1,4 +1,7 @@
-"""Columns of the frames that questions answer with: arrays, for a frame of Series aligns their indices first."""
+"""Columns of the frames that questions answer with.
+
+They are arrays, not Series: a frame made of Series first aligns their indices.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from pandas.api.extensions import ExtensionArray
 from query.record.run_tables import Run
 
 
-def nullable(places: NDArray[np.int32]) -> pd.arrays.IntegerArray:
-    """Integers, <NA> where negative."""
-    return pd.arrays.IntegerArray(places, places < 0)
+def nullable(values: NDArray[np.int32]) -> pd.arrays.IntegerArray:
+    """Return integers that are <NA> where negative."""
+    return pd.arrays.IntegerArray(values, values < 0)
 
 
 def text(values: Sequence[str | None]) -> pd.Series[Any]:
@@ -24,18 +27,18 @@ def text(values: Sequence[str | None]) -> pd.Series[Any]:
 
 
 def unit_columns(run: Run, units: NDArray[np.int64]) -> dict[str, Any]:
-    """model, layer, channel of units by their places in unit order."""
-    index = run.layers_of(units)
+    """Return model, layer and channel of units by their unit indices."""
+    layer_indices = run.layers_of(units)
     names = np.array([layer.name for layer in run.layers], dtype=object)
     return {
         "model": strings(pa.chunked_array([pa.repeat(run.model, len(units))])),
-        "layer": strings(pa.chunked_array([pa.array(names[index], pa.string())])),
-        "channel": units - run.starts[index],
+        "layer": strings(pa.chunked_array([pa.array(names[layer_indices], pa.string())])),
+        "channel": units - run.starts[layer_indices],
     }
 
 
 def image_columns(run: Run, image_ids: NDArray[np.int64]) -> dict[str, Any]:
-    """image_id, path, label, class_index."""
+    """Return image_id, path, label and class_index of images."""
     images = run.describe_images(image_ids)
     return {
         "image_id": image_ids,
@@ -45,7 +48,13 @@ def image_columns(run: Run, image_ids: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
+def ranked_images(run: Run, image_ids: NDArray[np.int64], **columns: Any) -> pd.DataFrame:
+    """Return a frame of rank, image_id, path, label, class_index, then these columns, then n."""
+    images = image_columns(run, image_ids)
+    return pd.DataFrame({"rank": np.arange(1, len(image_ids) + 1), **images, **columns, "n": run.n})
+
+
 def strings(column: pa.ChunkedArray) -> ExtensionArray:
-    """Arrow strings as pandas' own, without a Python object each."""
-    found: ExtensionArray = pd.array(column, dtype="str")
-    return found
+    """Turn Arrow strings into pandas' own without making a Python object of each."""
+    array: ExtensionArray = pd.array(column, dtype="str")
+    return array

@@ -1,4 +1,4 @@
-"""An image, layer by layer."""
+"""What an image is to each layer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from store.codes import TAIL_MAX_P
 
 
 def image_summary(run: Run, row: ImageRow) -> pd.DataFrame:
-    """One row a layer: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n.
+    """Return one row per layer. Columns: see the declaration. `row` must have all units, in unit order.
 
-    active: units above zero; rare: units whose value at most 1 % of the images reach, of which `expected` = units / 100
-    are usual; channel and what follows: the layer's first unit in the order of top_units. `row`: all units, in order.
+    active counts units above zero, and rare those whose value at most 1 % of the images reach; expected = units / 100
+    is how many of a layer's units are that rare on average. channel and the columns after it are of the layer's first
+    unit in the order of top_units.
     """
     z = run.z(row.value, row.units)
     counted = (row.value > 0) | run.signed[row.units]
@@ -32,16 +33,17 @@ def image_summary(run: Run, row: ImageRow) -> pd.DataFrame:
             "active": np.bincount(layer, row.value > 0, len(run.layers)).astype(np.int64)[present],
             "rare": np.bincount(layer, counted & (row.tail_p <= TAIL_MAX_P), len(run.layers)).astype(np.int64)[present],
             "expected": sizes * TAIL_MAX_P,
-            "channel": _where(row.units[top] - run.starts[present], known),
+            "channel": _known(row.units[top] - run.starts[present], known),
             "value": np.where(known, row.value[top], np.nan).astype(np.float32),
             "tail_p": np.where(known, row.tail_p[top], np.nan),
             "z": np.where(known, z[top], np.nan),
-            "y": _where(row.y[top], known & (row.y[top] >= 0)),
-            "x": _where(row.x[top], known & (row.x[top] >= 0)),
+            "y": _known(row.y[top], known & (row.y[top] >= 0)),
+            "x": _known(row.x[top], known & (row.x[top] >= 0)),
             "n": row.n,
         }
     )
 
 
-def _where(values: np.ndarray, known: np.ndarray) -> pd.arrays.IntegerArray:
+def _known(values: np.ndarray, known: np.ndarray) -> pd.arrays.IntegerArray:
+    """Return integers that are <NA> where not known."""
     return pd.arrays.IntegerArray(values.astype(np.int64), ~known)

@@ -1,4 +1,4 @@
-"""Which units an image excites: one image over all units, and their order."""
+"""One image over many units, and which of them it excites most."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from store.codes import TAIL_MAX_P
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image over M units, whose places in unit order are `units` [M].
+    """One image over M units. All arrays are [M].
 
-    value, mean float32: spatial maximum and mean; tail_p float64: share of the n accepted images with at least this
-    value; y, x int32: the place of the maximum, -1 where the record does not keep it.
+    `units` int64 are unit indices. `value` and `mean` float32 are the spatial maximum and mean. `tail_p` float64 is the
+    share of the n accepted images with at least this value. `y` and `x` int32 are the position of the maximum, -1 where
+    the record does not keep it.
     """
 
     units: NDArray[np.int64]
@@ -38,41 +39,41 @@ class ImageRow:
 
 
 def stored_row(dense: Dense, image_id: int, units: NDArray[np.int64], enough: int | None = None) -> ImageRow:
-    """An accepted image of the dataset over these units (rising places).
+    """Read an accepted image of the dataset on these units (rising unit indices).
 
-    Exact where the `tail` table has the unit; elsewhere value and tail_p are those of the unit's code: the mean of the
-    values with that code, and the exact share of images that reach it. The mean is always its code's. With `enough`,
-    units beyond the sure tail are left out where it holds that many already: they could only come after it.
+    value and tail_p are exact where the table `tail` has the unit. Elsewhere they are decoded: the mean of the values
+    with the unit's code, and the exact share of images that reach the code. The mean is always decoded. If at least
+    `enough` units have tail_p <= 0.01, only units in `tail` are returned: all others have a larger tail_p.
     """
     run = dense.run
     exact, value, tail_p, y, x = _tail_of_image(run, image_id)
     if len(units) < run.units:
-        here = np.isin(exact, units)
-        exact, value, tail_p, y, x = exact[here], value[here], tail_p[here], y[here], x[here]
+        kept = np.isin(exact, units)
+        exact, value, tail_p, y, x = exact[kept], value[kept], tail_p[kept], y[kept], x[kept]
     means = dense.image(image_id, "mean")
     if enough is not None and np.count_nonzero(tail_p <= TAIL_MAX_P) >= enough:
         return ImageRow(exact, value, dense.decode(exact, means[exact], "mean"), tail_p, y, x, run.n)
     maxima = dense.image(image_id, "max")[units]
-    nowhere = np.where(run.one_position[units], 0, -1).astype(np.int32)
+    unknown = np.where(run.one_position[units], 0, -1).astype(np.int32)
     row = ImageRow(
         units,
         dense.decode(units, maxima, "max"),
         dense.decode(units, means[units], "mean"),
         dense.decode_tail(units, maxima),
-        nowhere,
-        nowhere.copy(),
+        unknown,
+        unknown.copy(),
         run.n,
     )
-    place = np.searchsorted(units, exact)
-    row.value[place], row.tail_p[place], row.y[place], row.x[place] = value, tail_p, y, x
+    rows = np.searchsorted(units, exact)
+    row.value[rows], row.tail_p[rows], row.y[rows], row.x[rows] = value, tail_p, y, x
     return row
 
 
 def ranked(dense: Dense, row: ImageRow, k: int, by: str) -> pd.DataFrame:
-    """The first k units of a row as a frame.
+    """Return the first k units of a row. Columns: see the declaration of top_units.
 
-    tail: (tail_p rising, z falling); max: z falling; mean: z of the spatial mean falling (the column z is then that).
-    Ties: layer_index, channel. A zero of a layer that is never negative does not count.
+    by "tail": tail_p rising, then z falling; "max": z falling; "mean": z of the spatial mean falling, which is then the
+    column z. Ties are in unit order. A zero of a layer that is never negative does not count.
     """
     run = dense.run
     row = row.take(np.flatnonzero((row.value > 0) | run.signed[row.units]))
@@ -88,7 +89,7 @@ def ranked(dense: Dense, row: ImageRow, k: int, by: str) -> pd.DataFrame:
 
 
 def as_frame(run: Run, row: ImageRow, z: NDArray[np.float64]) -> pd.DataFrame:
-    """Columns model, layer, channel, value, mean, tail_p, z, y, x, n; y and x are <NA> where not known."""
+    """Return a row as a frame. Columns: see the declaration of activations_of. y and x are <NA> where not known."""
     return pd.DataFrame(
         {
             **unit_columns(run, row.units),
@@ -104,7 +105,7 @@ def as_frame(run: Run, row: ImageRow, z: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def _z_of_mean(dense: Dense, row: ImageRow) -> NDArray[np.float64]:
-    """z of the spatial mean, from the moments of its decoded record."""
+    """Return z of the spatial mean, from the moments of the decoded means."""
     mean, sd = dense.moments_of_means
     return standardized(row.mean, mean[row.units], sd[row.units])
 
@@ -115,9 +116,10 @@ _Tail = tuple[
 
 
 def _tail_of_image(run: Run, image_id: int) -> _Tail:
+    """Read an image's rows of `tail`."""
     lookup = run.recorded("tail_by_image", layout.tail_by_image(run.name, image_id // layout.BLOCK))
     table = lookup.rows(["layer", "channel", "value", "tail_p", "y", "x"], {"image_id": image_id})
-    units = run.places(table)
+    units = run.unit_indices(table)
     order = np.argsort(units)
     value, tail_p, y, x = (table[name].to_numpy()[order] for name in ("value", "tail_p", "y", "x"))
     return units[order], value, tail_p, y, x

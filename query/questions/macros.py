@@ -1,7 +1,7 @@
-"""The SQL macros: the named questions as table functions, with the very answers of the Python API.
+"""The SQL macros: the declared questions as table functions, with exactly the answers of the Python API.
 
-DuckDB cannot read HDF5, and `tail` alone cannot answer for every image, so each macro unnests what a Python function
-registered on the connection returns: a list of rows.
+DuckDB cannot read HDF5, and the table `tail` alone cannot answer for every image. So each macro unnests a list of rows,
+which a Python function returns that is registered on the connection.
 """
 
 from __future__ import annotations
@@ -9,195 +9,97 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 
+from query.questions.declarations import QUESTIONS
+from query.questions.question import Macro, Question, quoted
 from store.errors import UsageError
-
-if TYPE_CHECKING:
-    from query.scope import Scope
 
 UNROLLED = 1 << 24  # rows that one step of a query may make of the dense record
 
 _TYPES = {"VARCHAR": pa.string(), "INTEGER": pa.int32(), "BIGINT": pa.int64(), "FLOAT": pa.float32(),
           "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_()}  # fmt: skip
-_IMAGE = {"image_id": "BIGINT", "path": "VARCHAR", "label": "VARCHAR", "class_index": "INTEGER"}
-_UNIT = {"model": "VARCHAR", "layer": "VARCHAR", "channel": "INTEGER"}
-_N = {"n": "BIGINT"}
-_PLACE = {"y": "INTEGER", "x": "INTEGER"} | _N
-_VALUE = {"value": "FLOAT", "mean": "FLOAT", "tail_p": "DOUBLE"}
 
 
-@dataclass(frozen=True)
-class Macro:
-    """`parameters`: name -> SQL type; `optional`: those that may be left out (NULL); `columns` of the answer; `rows`:
-    how many one answer may have, where that grows with the store."""
+class Answering(Protocol):
+    """What answers the questions: one method for each, by its name (Scope has them), and these."""
 
-    name: str
-    parameters: dict[str, str]
-    optional: tuple[str, ...]
-    columns: dict[str, str]
-    answer: Callable[..., pd.DataFrame]
-    rows: Callable[[], int] = lambda: 0
+    def most_images(self) -> int:
+        """Return the accepted images of the run that has most."""
 
-    @property
-    def signature(self) -> str:
-        return ", ".join(f"{_name(p)} := NULL" if p in self.optional else _name(p) for p in self.parameters)
+    def most_units(self) -> int:
+        """Return the units of the run that has most."""
 
 
-def macros(scope: Scope) -> tuple[Macro, ...]:
-    run, either = {"model": "VARCHAR", "dataset": "VARCHAR"}, ("model", "dataset")
-    ranked_units = _UNIT | _VALUE | {"z": "DOUBLE", "rank": "BIGINT"} | _PLACE
-    ranked_images = {"rank": "BIGINT"} | _IMAGE | _VALUE | _PLACE
-    pair = {"value_a": "FLOAT", "tail_p_a": "DOUBLE", "value_b": "FLOAT", "tail_p_b": "DOUBLE"}
-    together = {"rank": "BIGINT"} | _IMAGE | pair | _N
-    return (
-        Macro(
-            "top_units", {"image_id": "BIGINT", "k": "BIGINT"} | run, either, ranked_units,
-            lambda image_id, k, model, dataset: scope.top_units(image_id, k, model=model, dataset=dataset),
-        ),
-        Macro(
-            "top_images", {"unit": "VARCHAR", "k": "BIGINT"} | run, either, ranked_images,
-            lambda unit, k, model, dataset: scope.top_images(unit, k, model=model, dataset=dataset),
-        ),
-        Macro(
-            "top_images_of_class", {"unit": "VARCHAR", "class": "VARCHAR", "k": "BIGINT"} | run, either, ranked_images,
-            lambda unit, label, k, model, dataset: scope.top_images(unit, k, label, model=model, dataset=dataset),
-        ),
-        Macro(
-            "lowest_images", {"unit": "VARCHAR", "k": "BIGINT"} | run, either, ranked_images,
-            lambda unit, k, model, dataset: scope.top_images(unit, k, lowest=True, model=model, dataset=dataset),
-        ),
-        Macro(
-            "unit_row", {"unit": "VARCHAR"} | run, either, _IMAGE | _VALUE | {"exact": "BOOLEAN"} | _PLACE,
-            lambda unit, model, dataset: scope.activations(unit, model=model, dataset=dataset), scope.most_images,
-        ),
-        Macro(
-            "image_row", {"image_id": "BIGINT"} | run, either, _UNIT | _VALUE | {"z": "DOUBLE"} | _PLACE,
-            lambda image_id, model, dataset: scope.activations_of(image_id, model=model, dataset=dataset),
-            scope.most_units,
-        ),
-        Macro(
-            "both_high", {"a": "VARCHAR", "b": "VARCHAR", "k": "BIGINT"} | run, either, together,
-            lambda a, b, k, model, dataset: scope.both(a, b, False, k, model, dataset),
-        ),
-        Macro(
-            "high_without", {"a": "VARCHAR", "b": "VARCHAR", "k": "BIGINT"} | run, either, together,
-            lambda a, b, k, model, dataset: scope.both(a, b, True, k, model, dataset),
-        ),
-        Macro(
-            "similar_units", {"unit": "VARCHAR", "k": "BIGINT", "layers": "VARCHAR"} | run, ("layers", *either),
-            _UNIT | {"rank": "BIGINT", "correlation": "DOUBLE"} | _N,
-            lambda unit, k, layers, model, dataset: scope.similar_units(unit, k, layers, model=model, dataset=dataset),
-        ),
-        Macro(
-            "similar_images", {"image_id": "BIGINT", "layer": "VARCHAR", "k": "BIGINT"} | run, either,
-            {"rank": "BIGINT"} | _IMAGE | {"similarity": "DOUBLE"} | _N,
-            lambda image_id, layer, k, model, dataset: scope.similar_images(
-                image_id, layer, k, model=model, dataset=dataset
-            ),
-        ),
-        Macro(
-            "units_for_class", {"class": "VARCHAR", "k": "BIGINT"} | run, either,
-            _UNIT | {"rank": "BIGINT", "auc": "FLOAT", "mean_max": "FLOAT", "z": "DOUBLE", "selectivity": "DOUBLE",
-                     "top_class": "INTEGER", "class_index": "INTEGER", "label": "VARCHAR"} | _N,
-            lambda label, k, model, dataset: scope.units_for_class(label, k, None, model, dataset),
-        ),
-        Macro(
-            "class_selectivity", {"k": "BIGINT"} | run, ("k", *either),
-            _UNIT | {"rank": "BIGINT", "selectivity": "DOUBLE", "top_class": "INTEGER", "label": "VARCHAR"} | _N,
-            lambda k, model, dataset: scope.class_selectivity(k, None, model, dataset),
-        ),
-        Macro(
-            "separating_units", {"class_a": "VARCHAR", "class_b": "VARCHAR", "k": "BIGINT"} | run, either,
-            _UNIT | {"rank": "BIGINT", "auc": "DOUBLE", "mean_a": "DOUBLE", "mean_b": "DOUBLE", "z": "DOUBLE",
-                     "n_a": "BIGINT", "n_b": "BIGINT"} | _N,
-            lambda a, b, k, model, dataset: scope.separating_units(a, b, k, None, model, dataset),
-        ),
-        Macro(
-            "compare_models", {"model_a": "VARCHAR", "model_b": "VARCHAR", "k": "BIGINT", "dataset": "VARCHAR"},
-            ("dataset",),
-            _UNIT | {"other_model": "VARCHAR", "other_layer": "VARCHAR", "other_channel": "INTEGER", "rank": "BIGINT",
-                     "change": "DOUBLE", "correlation": "DOUBLE"} | _N,
-            lambda a, b, k, dataset: scope.compare(a, b, k, None, dataset),
-        ),
-        Macro(
-            "polysemantic_units", {"k": "BIGINT"} | run, either,
-            _UNIT | {"rank": "BIGINT", "spread": "DOUBLE", "share": "DOUBLE", "classes": "BIGINT",
-                     "labels": "VARCHAR"} | _N,
-            lambda k, model, dataset: scope.polysemantic_units(k, None, model, dataset),
-        ),
-        Macro(
-            "unit_states", run, either,
-            _UNIT | {"state": "VARCHAR", "fraction_active": "DOUBLE", "saturated": "DOUBLE", "maximum": "DOUBLE"} | _N,
-            lambda model, dataset: scope.unit_states(None, model, dataset),
-        ),
-        Macro(
-            "image_summary", {"image_id": "BIGINT"} | run, either,
-            {"model": "VARCHAR", "layer": "VARCHAR", "units": "BIGINT", "active": "BIGINT", "rare": "BIGINT",
-             "expected": "DOUBLE", "channel": "INTEGER", "value": "FLOAT", "tail_p": "DOUBLE", "z": "DOUBLE"} | _PLACE,
-            lambda image_id, model, dataset: scope.image_summary(image_id, model=model, dataset=dataset),
-        ),
-    )  # fmt: skip
+def register(connection: duckdb.DuckDBPyConnection, scope: Answering, expired: Callable[[], bool]) -> None:
+    """Create every macro. `expired` says whether the time of all running queries is over."""
+    # The connection keeps the functions. The scope owns the connection, so they must not keep the scope alive.
+    answering: Answering = weakref.proxy(scope)
+    for question in QUESTIONS:
+        fields = ", ".join(f'"{name}" {kind}' for name, kind in question.columns.items())
+        for macro in question.macros:
+            connection.create_function(  # type: ignore[call-overload]
+                f"__{macro.name}",
+                _vectorized(answering, question, macro, expired),
+                [kind for kind, _ in macro.parameters.values()],
+                f"STRUCT({fields})[]",
+                type="arrow",
+                null_handling="special",
+            )
+            connection.execute(
+                f"CREATE MACRO {macro.name}({macro.signature}) AS TABLE "
+                f"SELECT unnest(__{macro.name}({', '.join(map(quoted, macro.parameters))}), recursive := true)"
+            )
 
 
-def register(connection: duckdb.DuckDBPyConnection, scope: Scope, expired: Callable[[], bool]) -> None:
-    # The connection keeps the functions: through them it must not keep the scope, which owns it, alive.
-    for macro in macros(weakref.proxy(scope)):
-        fields = ", ".join(f'"{name}" {kind}' for name, kind in macro.columns.items())
-        connection.create_function(  # type: ignore[call-overload]
-            f"__{macro.name}",
-            _vectorized(macro, expired),
-            list(macro.parameters.values()),
-            f"STRUCT({fields})[]",
-            type="arrow",
-            null_handling="special",
-        )
-        connection.execute(
-            f"CREATE MACRO {macro.name}({macro.signature}) AS TABLE "
-            f"SELECT unnest(__{macro.name}({', '.join(map(_name, macro.parameters))}), recursive := true)"
-        )
-
-
-def _name(parameter: str) -> str:
-    return '"class"' if parameter == "class" else parameter
-
-
-def _vectorized(macro: Macro, expired: Callable[[], bool]) -> Callable[..., pa.Array]:
-    """DuckDB calls with a column of each argument and takes a list of rows for each."""
-    schema = pa.struct([pa.field(name, _TYPES[kind]) for name, kind in macro.columns.items()])
+def _vectorized(
+    scope: Answering, question: Question, macro: Macro, expired: Callable[[], bool]
+) -> Callable[..., pa.Array]:
+    """Return the function that DuckDB calls with one column per parameter. It returns a list of rows per call."""
+    schema = pa.struct([pa.field(name, _TYPES[kind]) for name, kind in question.columns.items()])
 
     def answers(*columns: pa.ChunkedArray) -> pa.Array:
         offsets, pieces = [0], []
-        calls, rows = len(columns[0]), macro.rows()
+        calls, rows = len(columns[0]), _rows(scope, question)
         if calls > 1 and calls * rows > UNROLLED:
             most = max(UNROLLED // rows, 1)
             raise UsageError(
                 f"{macro.name} of {calls:,} at once is {calls * rows:,} rows: ask for at most {most} at a time; the "
                 "whole record is arrays/codes_by_unit and codes_by_image, for h5py (docs/store.md)"
             )
-        for arguments in zip(*(column.to_pylist() for column in columns), strict=True):
+        for values in zip(*(column.to_pylist() for column in columns), strict=True):
             if expired():
                 raise UsageError(f"{macro.name}: the time for this query is over: ask for less, or allow more seconds")
-            pieces.append(_structs(macro.answer(*_checked(macro, arguments)), schema))
+            frame = getattr(scope, question.name)(**_arguments(macro, values))
+            pieces.append(_structs(frame, schema))
             offsets.append(offsets[-1] + len(pieces[-1]))
-        values = pa.concat_arrays(pieces) if pieces else pa.array([], schema)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+        structs = pa.concat_arrays(pieces) if pieces else pa.array([], schema)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
 
-    # DuckDB counts a function's parameters.
+    # DuckDB counts the parameters of a function, so *columns must look like one parameter each.
     one_each = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in macro.parameters]
     answers.__signature__ = inspect.Signature(one_each)  # type: ignore[attr-defined]
     return answers
 
 
-def _checked(macro: Macro, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    for (name, _), value in zip(macro.parameters.items(), arguments, strict=True):
+def _rows(scope: Answering, question: Question) -> int:
+    """Return how many rows one answer may have if that grows with the store, else 0."""
+    if question.rows == "images":
+        return scope.most_images()
+    return scope.most_units() if question.rows == "units" else 0
+
+
+def _arguments(macro: Macro, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the arguments of Scope's method. Raises UsageError for a NULL that is not allowed."""
+    arguments = dict(macro.fixed)
+    for (name, (_, parameter)), value in zip(macro.parameters.items(), values, strict=True):
         if value is None and name not in macro.optional:
             raise UsageError(f"macro {macro.name}: {name} is NULL")
+        arguments[parameter] = value
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""Which units tell two sets of images apart, and what an image is to each layer."""
+"""Which units tell two sets of images apart."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _ROWS = 256  # images whose codes are counted together
 def separating_units(
     dense: Dense, a: NDArray[np.int64], b: NDArray[np.int64], units: NDArray[np.int64], k: int | None
 ) -> pd.DataFrame:
-    """model, layer, channel, rank, auc, mean_a, mean_b, z, n_a, n_b, n: by |auc - 0.5|, then |z|, falling.
+    """Return units by |auc - 0.5| falling, then |z| falling; all of `units` if k is None. Columns: see the declaration.
 
-    auc: the share of pairs (image of a, image of b) in which a's maximum is the higher, ties half, told by codes; z:
-    difference of the decoded means in the unit's standard deviations. a, b: accepted images; k=None: all `units`.
+    a and b are ids of accepted images. auc is the share of pairs (image of a, image of b) in which the maximum on a's
+    image has the higher code; equal codes count half. z is the difference of the decoded means in the unit's standard
+    deviations.
     """
     if not len(a) or not len(b):
         raise UsageError("separating_units: each of the two sets needs an image that was accepted")
@@ -49,7 +50,7 @@ def separating_units(
 
 
 def _histograms(dense: Dense, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of these images have each code, for every unit: int64 [U, 256]."""
+    """Count how many of these images have each code, for every unit: int64 [U, 256]."""
     units = dense.run.units
     first = np.arange(units, dtype=np.int64) * CODES
     counts = np.zeros(units * CODES, np.int64)

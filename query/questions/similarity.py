@@ -1,7 +1,8 @@
-"""What is like what: units by correlation of their per-image maxima, images by their units.
+"""Similar units, by the correlation of their per-image maxima, and similar images, by the units of a layer.
 
-Where comparing with everything would take long, a sketch in the store chooses candidates (units: the record of 4,096
-images; images: 32 principal components of the layer) and only these are compared in full. docs/store.md states recall.
+With more units or images than can be compared at once, a sketch in the store chooses candidates, and only these are
+compared in full. For units it is the record of 4,096 images, for images 32 principal components of the layer.
+docs/store.md states how many of the true answers are found.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from query.questions.columns import image_columns, unit_columns
+from query.questions.columns import ranked_images, unit_columns
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
-from query.resolve import Unit
+from query.record.unit import Unit
 from store import codes, layout
 from store.codes import CODES
 
-_ALL_UNITS, _ALL_IMAGES = 1 << 28, 1 << 24  # codes that are compared in full without choosing candidates first
-_UNITS, _IMAGES = 200, 4000  # candidates, or ten times what is asked for
-_IMAGES_AT_ONCE = 8192  # columns of a layer decoded together: 64 MiB for 2,048 units
+_ALL_UNITS, _ALL_IMAGES = 1 << 28, 1 << 24  # codes that are compared in full; with more, candidates are chosen first
+_UNITS, _IMAGES = 200, 4000  # candidates, or ten times k if that is more
+_IMAGES_AT_ONCE = 8192  # images of a layer decoded together: 64 MiB for 2,048 units
 
 
 def similar_units(dense: Dense, unit: Unit, k: int, layers: Sequence[Layer] | None) -> pd.DataFrame:
-    """model, layer, channel, rank, correlation, n: the k units whose maxima rise and fall most with this unit's.
+    """Return the k units whose maxima correlate most with this unit's. Columns: see the declaration.
 
-    Within its own layer the stored `neighbors` as far as they reach; beyond them, and in other layers, Pearson over
-    the decoded record (within 0.001 of exact). Units that never vary have no correlation and do not appear.
+    Within the unit's own layer (`layers` is None) they are the stored `neighbors` if these are enough. Otherwise
+    correlations are computed from the decoded record, and are within 0.001 of exact. Units that never vary have no
+    correlation and are left out.
     """
     run = unit.run
     if layers is None or list(layers) == [unit.layer]:
@@ -41,69 +43,70 @@ def similar_units(dense: Dense, unit: Unit, k: int, layers: Sequence[Layer] | No
             starts = [run.by_name[name].start for name in stored["other_layer"].to_pylist()]
             return _units_frame(run, stored["other_channel"].to_numpy() + starts, stored["correlation"].to_numpy())
     chosen = [unit.layer] if layers is None else layers
-    if not run.statistics.max_sd[unit.place] > 0:
+    if not run.statistics.max_sd[unit.index] > 0:
         return _units_frame(run, np.zeros(0, np.int64), np.zeros(0))
-    places = np.concatenate([np.arange(layer.start, layer.stop) for layer in chosen])
-    places = places[places != unit.place]
-    if len(places) * run.n > _ALL_UNITS:
-        places = _likely(dense, unit, chosen, places, max(_UNITS, 10 * k))
-    correlation = correlations(dense, unit, places)
-    order = np.lexsort((places, -correlation))
+    units = np.concatenate([np.arange(layer.start, layer.stop) for layer in chosen])
+    units = units[units != unit.index]
+    if len(units) * run.n > _ALL_UNITS:
+        units = _likely(dense, unit, chosen, units, max(_UNITS, 10 * k))
+    correlation = correlations(dense, unit, units)
+    order = np.lexsort((units, -correlation))
     order = order[~np.isnan(correlation[order])][:k]
-    return _units_frame(run, places[order], correlation[order])
+    return _units_frame(run, units[order], correlation[order])
 
 
-def correlations(dense: Dense, unit: Unit, places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Pearson of one unit with the units at these places over accepted images, float64; NaN where one never varies.
+def correlations(dense: Dense, unit: Unit, units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return Pearson's correlation of a unit with other units (unit indices), float64; NaN if one never varies.
 
-    From decoded maxima. A value's code keeps a share r of its variance, known exactly; covariance with a value that is
-    near enough a line in it shrinks by the same r, so each unit's r is divided out.
+    Over accepted images, from decoded maxima. Decoding keeps an exactly known share r of a unit's variance. If the
+    other unit is close to linear in this one, their covariance shrinks by the same r, so each unit's r is divided out.
     """
     run, own = unit.run, dense.book(unit.layer, "max")
     mean, sd = (moment[unit.channel] for moment in own.moments)
     code = dense.unit(unit.layer, unit.channel, "max")
     weights = np.where(run.images.accepted, own.means[unit.channel].astype(np.float64)[code] - mean, 0)
-    result = np.full(len(places), np.nan)
+    result = np.full(len(units), np.nan)
     for layer in run.layers:
-        here = np.flatnonzero((places >= layer.start) & (places < layer.stop))
-        if not len(here):
+        rows = np.flatnonzero((units >= layer.start) & (units < layer.stop))
+        if not len(rows):
             continue
-        book, channels = dense.book(layer, "max"), places[here] - layer.start
+        book, channels = dense.book(layer, "max"), units[rows] - layer.start
         spread = sd * book.moments[1][channels]
-        exact = run.statistics.max_sd[places[here]] * run.statistics.max_sd[unit.place]
-        covariance = np.empty(len(here))
-        for i, found in dense.rows(layer, "max", channels):  # sum of weights by code: nothing need be decoded
-            covariance[i] = np.bincount(found, weights, minlength=CODES) @ book.means[channels[i]] / run.n
+        exact = run.statistics.max_sd[units[rows]] * run.statistics.max_sd[unit.index]
+        covariance = np.empty(len(rows))
+        for i, other_code in dense.rows(layer, "max", channels):  # weights are summed by code: nothing is decoded
+            covariance[i] = np.bincount(other_code, weights, minlength=CODES) @ book.means[channels[i]] / run.n
         varies = (spread > 0) & (exact > 0)
-        result[here[varies]] = covariance[varies] * exact[varies] / spread[varies] ** 2
+        result[rows[varies]] = covariance[varies] * exact[varies] / spread[varies] ** 2
     clipped: NDArray[np.float64] = np.clip(result, -1, 1)
     return clipped
 
 
 def _likely(
-    dense: Dense, unit: Unit, layers: Sequence[Layer], places: NDArray[np.int64], count: int
+    dense: Dense, unit: Unit, layers: Sequence[Layer], units: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """The places that correlate most over the store's sample of images."""
+    """Return the `count` units that correlate most over the store's sample of images, in unit order."""
     run = unit.run
     sample = dense.dataset(run.array(layout.array(run.name, "sample")), "max")
-    own = dense.book(unit.layer, "max").standard[unit.channel][sample[unit.place]]
-    found = np.full(run.units, -np.inf)
+    own = dense.book(unit.layer, "max").standard[unit.channel][sample[unit.index]]
+    correlation = np.full(run.units, -np.inf)
     for layer in layers:
         z = _decoded(dense.book(layer, "max").standard, sample[layer.columns])
         z -= z.mean(1, keepdims=True)
         length = np.linalg.norm(z, axis=1)
-        found[layer.columns] = np.divide(z @ own, length, out=np.full(layer.channels, -np.inf), where=length > 0)
-    return np.sort(places[np.argsort(-found[places], kind="stable")[:count]])
+        none = np.full(layer.channels, -np.inf)
+        correlation[layer.columns] = np.divide(z @ own, length, out=none, where=length > 0)
+    return np.sort(units[np.argsort(-correlation[units], kind="stable")[:count]])
 
 
 def similar_images(
     dense: Dense, layer: Layer, k: int, image_id: int | None, z: NDArray[np.float32], everything: bool = False
 ) -> pd.DataFrame:
-    """rank, image_id, path, label, class_index, similarity, n: images on which a layer's units stand most alike.
+    """Return the k images that are most similar to a layer's units. Columns: see the declaration.
 
     Similarity is the cosine of the two images' z = (value - mean) / sd over the layer's units, from decoded maxima.
-    z float32 [C]: the image asked about; `image_id`: its own id, left out. `everything`: compare with all images, not
-    with the likeliest alone.
+    `z` float32 [C] is of the image asked about, and `image_id` its own id, which is left out. With `everything`, all
+    images are compared, not only candidates.
     """
     run = dense.run
     ids = run.images.all
@@ -114,80 +117,76 @@ def similar_images(
         ids = _near(dense, layer, z, ids, max(_IMAGES, 10 * k))
         similarity = _cosine_of(dense, layer, z, ids)
     order = np.lexsort((ids, -similarity))[:k]
-    ids = ids[order]
-    return pd.DataFrame(
-        {
-            "rank": np.arange(1, len(ids) + 1),
-            **image_columns(run, ids),
-            "similarity": similarity[order],
-            "n": run.n,
-        }
-    )
+    return ranked_images(run, ids[order], similarity=similarity[order])
 
 
 def standing(dense: Dense, layer: Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """z of a picture never scanned over a layer's units: float32 [C]; 0 where a unit never varies."""
+    """Return z over a layer's units of a picture that was never scanned: float32 [C]; 0 if a unit never varies."""
     mean, sd = dense.book(layer, "max").moments
     z = np.divide(values - mean, sd, out=np.zeros(layer.channels), where=sd > 0)
     return z.astype(np.float32)
 
 
 def standing_of(dense: Dense, layer: Layer, image_id: int) -> NDArray[np.float32]:
-    """The same of a stored image, from its codes."""
-    found = dense.image(image_id, "max")[layer.columns]
-    z: NDArray[np.float32] = dense.book(layer, "max").standard[np.arange(layer.channels), found]
+    """Return z over a layer's units of a stored image, from its codes: float32 [C]."""
+    code = dense.image(image_id, "max")[layer.columns]
+    z: NDArray[np.float32] = dense.book(layer, "max").standard[np.arange(layer.channels), code]
     return z
 
 
 def _near(dense: Dense, layer: Layer, z: NDArray[np.float32], ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The images whose principal components point most as the picture's do, their full lengths known; rising."""
-    place = dense.run.array(layout.array(dense.run.name, "components"))
-    directions, deviations = (dense.dataset(place, f"{layer.name}/{key}")[()] for key in ("directions", "deviations"))
-    near, length = dense.coordinates(layer)
+    """Return the `count` images with the largest cosine to z, by principal components and full lengths; rising ids."""
+    path = dense.run.array(layout.array(dense.run.name, "components"))
+    directions, deviations = (dense.dataset(path, f"{layer.name}/{key}")[()] for key in ("directions", "deviations"))
+    coordinates, length = dense.coordinates(layer)
     asked = (z @ directions) * deviations * (6 / 127)
-    score = np.empty(len(near), np.float32)
-    for first in range(0, len(near), layout.BLOCK):
+    score = np.empty(len(coordinates), np.float32)
+    for first in range(0, len(coordinates), layout.BLOCK):
         rows = slice(first, first + layout.BLOCK)
-        score[rows] = near[rows].astype(np.float32) @ asked.astype(np.float32)
-    score = np.divide(score, length, out=np.full(len(near), -np.inf, np.float32), where=length > 0)[ids]
+        score[rows] = coordinates[rows].astype(np.float32) @ asked.astype(np.float32)
+    score = np.divide(score, length, out=np.full(len(score), -np.inf, np.float32), where=length > 0)[ids]
     if count < len(ids):
         ids = ids[np.argpartition(-score, count)[:count]]
     return np.sort(ids)
 
 
 def _cosine_of(dense: Dense, layer: Layer, z: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    found = np.stack([standing_of(dense, layer, int(image_id)) for image_id in ids])
-    return _cosines(found, z)
+    """Return the cosine to z of some images: float64 [len(ids)]."""
+    return _cosines(np.stack([standing_of(dense, layer, int(image_id)) for image_id in ids]), z)
 
 
 def _cosine_of_all(dense: Dense, layer: Layer, z: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Over all images of the dataset, rejected ones too: memory does not grow with their number."""
+    """Return the cosine to z of all images of the dataset, rejected ones too: float64 [images].
+
+    Images are decoded in blocks, so that memory does not grow with their number.
+    """
     images = len(dense.run.images.accepted)
     pieces = [np.zeros(0)]
     for first in range(0, images, _IMAGES_AT_ONCE):
-        found = dense.layer_codes(layer, slice(first, min(first + _IMAGES_AT_ONCE, images)))
-        pieces.append(_cosines(_decoded(dense.book(layer, "max").standard, found).T, z))
+        block = dense.layer_codes(layer, slice(first, min(first + _IMAGES_AT_ONCE, images)))
+        pieces.append(_cosines(_decoded(dense.book(layer, "max").standard, block).T, z))
     return np.concatenate(pieces)
 
 
-def _cosines(found: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.float64]:
-    exact, asked = found.astype(np.float64), z.astype(np.float64)
+def _cosines(rows: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of each row [n, C] to z [C], 0 if one of them is zero: float64 [n]."""
+    exact, asked = rows.astype(np.float64), z.astype(np.float64)
     length = np.linalg.norm(exact, axis=1) * np.linalg.norm(asked)
-    cosines: NDArray[np.float64] = np.divide(exact @ asked, length, out=np.zeros(len(found)), where=length > 0)
+    cosines: NDArray[np.float64] = np.divide(exact @ asked, length, out=np.zeros(len(rows)), where=length > 0)
     return cosines
 
 
-def _decoded(table: NDArray[np.float32], found: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What codes [C, n] stand for in a table [C, 256]: float32 [C, n]."""
-    flat: NDArray[np.float32] = table.ravel()[found + np.arange(len(found), dtype=np.int32)[:, None] * codes.CODES]
+def _decoded(table: NDArray[np.float32], code: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Look codes [C, n] up in a table [C, 256]: float32 [C, n]."""
+    flat: NDArray[np.float32] = table.ravel()[code + np.arange(len(code), dtype=np.int32)[:, None] * codes.CODES]
     return flat
 
 
-def _units_frame(run: Run, places: NDArray[np.int64], correlation: NDArray[np.float64]) -> pd.DataFrame:
+def _units_frame(run: Run, units: NDArray[np.int64], correlation: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            **unit_columns(run, places.astype(np.int64)),
-            "rank": np.arange(1, len(places) + 1),
+            **unit_columns(run, units.astype(np.int64)),
+            "rank": np.arange(1, len(units) + 1),
             "correlation": correlation.astype(np.float64),
             "n": run.n,
         }

@@ -8,19 +8,22 @@ from typing import Any
 import pandas as pd
 
 from query.questions.similarity import similar_units
-from query.questions.unit_images import lowest_images, top_images
+from query.questions.top_images import lowest_images, top_images
 from query.record.dense import Dense
 from query.record.run_tables import Layer
-from query.resolve import Unit
+from query.record.unit import Unit
 
 EXAMPLES, CLASSES, NEIGHBORS = 10, 5, 5
 
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """`statistics`: the unit's row of `units`. Frames as top_images, similar_units and the views of the same name give.
+    """Everything a store knows about one unit.
 
-    `top_label`: the label of the class with the highest mean maximum, None where no class has 10 images.
+    `statistics` is the unit's row of the table `units`, and `top_label` the label of the class with the highest mean
+    maximum, None if no class has 10 images. `highest` and `lowest` are frames as top_images returns (`lowest` is None
+    for a layer that is never negative), `neighbors` as similar_units does, `classes` the classes that the unit tells
+    best, and `visualizations` rows of the view of that name.
     """
 
     model: str
@@ -65,7 +68,7 @@ def unit_record(dense: Dense, unit: Unit) -> UnitRecord:
 
 
 def _classes(unit: Unit) -> pd.DataFrame:
-    """The classes the unit tells best: class_index, label, auc, mean_max."""
+    """Return the classes that the unit tells best: class_index, label, auc, mean_max."""
     table = unit.run.database.table(
         f"""SELECT s.class_index, c.label, s.auc, s.mean_max
             FROM class_stats s LEFT JOIN classes c USING (dataset, class_index)
@@ -91,5 +94,5 @@ def _visualizations(unit: Unit) -> pd.DataFrame:
 def _label(unit: Unit, class_index: int | None) -> str | None:
     if class_index is None:
         return None
-    found = unit.run.rows("classes", "label", "class_index = ?", [class_index])["label"].to_pylist()
-    return found[0] if found else None
+    labels = unit.run.rows("classes", "label", "class_index = ?", [class_index])["label"].to_pylist()
+    return labels[0] if labels else None

@@ -1,121 +1,73 @@
-"""The dense record: a tail code for every unit and image, and the books that turn codes back into values."""
+"""The dense record: a tail code for every unit and every image."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from query.record.codebook import Codebook, Codes, Statistic
 from query.record.run_tables import Layer, Run
-from store import codes, hdf5, layout
+from store import hdf5, layout
 
-Statistic = Literal["max", "mean"]
-Codes = NDArray[np.uint8]
-_AT_ONCE = 16 << 20  # codes of a layer read together
+_AT_ONCE = 16 << 20  # codes of a layer that are read together
 _OPEN_FILES = 64
 
 
-class Codebook:
-    """What the codes of one layer stand for, for the spatial max or the spatial mean. Arrays are read when asked for.
-
-    edges float32, counts int64, means float32, all [C, 256]: the least value of a code, how many accepted images have
-    it, the mean of their values.
-    """
-
-    def __init__(self, read: Callable[[str], NDArray[Any]]) -> None:
-        self._read = read
-
-    @functools.cached_property
-    def edges(self) -> NDArray[np.float32]:
-        return self._read("edges")
-
-    @functools.cached_property
-    def counts(self) -> NDArray[np.int64]:
-        return self._read("counts")
-
-    @functools.cached_property
-    def means(self) -> NDArray[np.float32]:
-        return self._read("means")
-
-    @functools.cached_property
-    def reaching(self) -> NDArray[np.int64]:
-        return codes.reaching(self.counts)
-
-    @functools.cached_property
-    def n(self) -> int:
-        return int(self.counts[0].sum()) if len(self.counts) else 0
-
-    @functools.cached_property
-    def tail_p(self) -> NDArray[np.float64]:
-        """Share of images that reach each code, [C, 256]: exact at edges, and never below a value's own share."""
-        share: NDArray[np.float64] = self.reaching / max(self.n, 1)
-        return share
-
-    @functools.cached_property
-    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation over images of the decoded values, float64 [C]."""
-        return codes.moments(self.counts, self.means)
-
-    @functools.cached_property
-    def standard(self) -> NDArray[np.float32]:
-        """The z of the decoded value of each code, float32 [C, 256]; 0 for a unit that never varies."""
-        return codes.standardized(self.counts, self.means)
-
-    def codes_of(self, values: NDArray[np.float32]) -> Codes:
-        """The code of one value for each unit: float32 [C] -> uint8 [C]."""
-        found: Codes = codes.encode(values[None], self.edges)[0]
-        return found
-
-
 class Dense:
-    """The dense record of one run. Codebooks and open files are kept; rows and columns are read when asked for."""
+    """The dense record of one run.
+
+    Rows and columns are read when they are asked for; codebooks and open files are kept until `close`.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._books: dict[tuple[str, Statistic], Codebook] = {}
         self._open = functools.lru_cache(_OPEN_FILES)(hdf5.opened)
-        self._datasets = functools.lru_cache(4 * _OPEN_FILES)(lambda place, name: hdf5.dataset(self._open(place), name))
+        self._datasets = functools.lru_cache(4 * _OPEN_FILES)(lambda path, name: hdf5.dataset(self._open(path), name))
 
     def book(self, layer: Layer, statistic: Statistic) -> Codebook:
         key = (layer.name, statistic)
         if key not in self._books:
-            place = self.run.array(layout.array(self.run.name, "codes"))
+            path = self.run.array(layout.array(self.run.name, "codes"))
             prefix = f"{layer.name}/{statistic}"
-            self._books[key] = Codebook(lambda name: np.asarray(self.dataset(place, f"{prefix}/{name}")[()]))
+            self._books[key] = Codebook(lambda name: np.asarray(self.dataset(path, f"{prefix}/{name}")[()]))
         return self._books[key]
 
     def books(self, statistic: Statistic) -> list[Codebook]:
-        """Codebooks of all layers, in order."""
+        """Return the codebooks of all layers, in their order."""
         return [self.book(layer, statistic) for layer in self.run.layers]
 
-    def dataset(self, place: Path, name: str) -> h5py.Dataset:
-        """A dataset of one of the run's HDF5 files, which stays open."""
-        return self._datasets(place, name)
+    def dataset(self, path: Path, name: str) -> h5py.Dataset:
+        """Return a dataset of one of the run's HDF5 files, which stays open."""
+        return self._datasets(path, name)
 
     @functools.cached_property
     def moments_of_means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation over images of each unit's decoded spatial mean, float64 [U]."""
+        """Mean and standard deviation over images of each unit's decoded spatial mean, float64 [U] each."""
         moments = [book.moments for book in self.books("mean")]
         return np.concatenate([mean for mean, _ in moments]), np.concatenate([sd for _, sd in moments])
 
     def image(self, image_id: int, statistic: Statistic) -> Codes:
-        """Codes of one image over all units: uint8 [U]."""
+        """Return the codes of one image over all units: uint8 [U]."""
         block, row = divmod(image_id, layout.BLOCK)
-        found: Codes = self.dataset(self.run.array(layout.codes_by_image(self.run.name, block)), statistic)[row]
-        return found
+        of_image: Codes = self.dataset(self.run.array(layout.codes_by_image(self.run.name, block)), statistic)[row]
+        return of_image
 
     def unit(self, layer: Layer, channel: int, statistic: Statistic, images: slice = slice(None)) -> Codes:
-        """Codes of one unit over the images of the dataset, rejected ones too (code 0): uint8 [images]."""
-        found: Codes = self._by_unit(layer, statistic)[channel, images]
-        return found
+        """Return the codes of one unit over a range of image ids: uint8 [images]. Rejected images have code 0."""
+        of_unit: Codes = self._by_unit(layer, statistic)[channel, images]
+        return of_unit
 
     def rows(self, layer: Layer, statistic: Statistic, channels: NDArray[np.int64]) -> Iterator[tuple[int, Codes]]:
-        """The place in `channels` (rising) and the codes over all images of each; many are read together."""
+        """Yield each index into `channels` (rising) with that channel's codes over all images.
+
+        Neighbouring channels are read together where most of the layer is asked for.
+        """
         data, images = self._by_unit(layer, statistic), max(len(self.run.images.accepted), 1)
         step = max(1, _AT_ONCE // images)
         if len(channels) < layer.channels // 2 or step == 1:
@@ -127,44 +79,47 @@ class Dense:
                 yield i, block[channels[i] - first]
 
     def layer_codes(self, layer: Layer, images: slice) -> Codes:
-        """Codes of the maxima of a layer's units on a range of image ids: uint8 [C, images]."""
-        found: Codes = self._by_unit(layer, "max")[:, images]
-        return found
+        """Return the codes of the maxima of a layer's units on a range of image ids: uint8 [C, images]."""
+        block: Codes = self._by_unit(layer, "max")[:, images]
+        return block
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a record lives as long as its scope
     def coordinates(self, layer: Layer) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Where all images lie among a layer's principal components, int8 [images, D], and their lengths in z space."""
+        """Return every image's coordinates along a layer's principal components, and its length in z space.
+
+        int8 [images, D] and float32 [images].
+        """
         blocks = -(-len(self.run.images.accepted) // layout.BLOCK)
-        places = [self.run.array(layout.coordinates(self.run.name, block)) for block in range(blocks)]
-        near, length = (
-            np.concatenate([self.dataset(place, f"{layer.name}/{key}")[()] for place in places])
+        paths = [self.run.array(layout.coordinates(self.run.name, block)) for block in range(blocks)]
+        coordinates, lengths = (
+            np.concatenate([self.dataset(path, f"{layer.name}/{key}")[()] for path in paths])
             for key in ("coordinates", "lengths")
         )
-        return near, length
+        return coordinates, lengths
 
     def close(self) -> None:
         self._datasets.cache_clear()
         self._open.cache_clear()
 
+    def decode(self, units: NDArray[np.int64], codes: Codes, statistic: Statistic) -> NDArray[np.float32]:
+        """Return the mean value of each (unit, code). Only the layers concerned are read."""
+        result = np.empty(len(units), np.float32)
+        for layer, rows in self._by_layer(units):
+            result[rows] = self.book(layer, statistic).means[units[rows] - layer.start, codes[rows]]
+        return result
+
+    def decode_tail(self, units: NDArray[np.int64], codes: Codes) -> NDArray[np.float64]:
+        """Return tail_p of each (unit, code of its maximum)."""
+        result = np.empty(len(units), np.float64)
+        for layer, rows in self._by_layer(units):
+            result[rows] = self.book(layer, "max").tail_p[units[rows] - layer.start, codes[rows]]
+        return result
+
     def _by_unit(self, layer: Layer, statistic: Statistic) -> h5py.Dataset:
         return self.dataset(self.run.array(layout.codes_by_unit(self.run.name, layer.name)), statistic)
 
-    def decode(self, units: NDArray[np.int64], found: Codes, statistic: Statistic) -> NDArray[np.float32]:
-        """Values of these units' codes: the mean of each (unit, code). Reads only the layers concerned."""
-        result = np.empty(len(units), np.float32)
-        for layer, here in self._by_layer(units):
-            result[here] = self.book(layer, statistic).means[units[here] - layer.start, found[here]]
-        return result
-
-    def decode_tail(self, units: NDArray[np.int64], found: Codes) -> NDArray[np.float64]:
-        """tail_p of these units' codes for the max."""
-        result = np.empty(len(units), np.float64)
-        for layer, here in self._by_layer(units):
-            result[here] = self.book(layer, "max").tail_p[units[here] - layer.start, found[here]]
-        return result
-
     def _by_layer(self, units: NDArray[np.int64]) -> list[tuple[Layer, NDArray[np.intp]]]:
-        """The layers of some units, each with where in `units` its units stand."""
+        """Return the layers of some units, each with the rows of `units` that are its own."""
         order = np.argsort(units, kind="stable")
         starts = np.array([layer.start for layer in self.run.layers] + [self.run.units])
         cuts = np.searchsorted(units[order], starts)

@@ -1,4 +1,4 @@
-"""The rows of one unit, image or class in a Parquet file: only the row groups whose statistics allow them are read."""
+"""Rows of one unit, image or class in a Parquet file, read from only those row groups that may hold them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Key = str | int
 
 
 class Lookup:
-    """An open file, its footer parsed once: DuckDB parses it with every query, which costs more than the rows do."""
+    """An open Parquet file whose footer is parsed once.
+
+    DuckDB parses the footer with every query, which costs more than reading the rows of one key.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -31,7 +34,7 @@ class Lookup:
         self._lock = threading.Lock()
 
     def rows(self, columns: Sequence[str], key: Mapping[str, Key]) -> pa.Table:
-        """The rows where every column of `key` has its value, in the file's order."""
+        """Return the rows in which every column of `key` has its value, in the file's order."""
         groups = np.flatnonzero(
             np.logical_and.reduce([_may_hold(self._bounds[name], value) for name, value in key.items()])
         )
@@ -40,13 +43,16 @@ class Lookup:
         if len(kept) == 0 or not kept.any():
             return table.slice(0, 0).select(columns)
         first, last = int(kept.argmax()), len(kept) - int(kept[::-1].argmax())
-        if kept[first:last].all():  # they lie together
+        if kept[first:last].all():  # contiguous rows can be sliced, which copies nothing
             return table.slice(first, last - first).select(columns)
         return table.select(columns).filter(pa.array(kept))
 
-    def at(self, columns: tuple[str, ...], places: NDArray[np.int64]) -> pa.Table:
-        """These rows by their place in the file, in the order asked. What was read is kept: for small columns."""
-        group = np.searchsorted(self._starts, places, side="right") - 1
+    def at(self, columns: tuple[str, ...], rows: NDArray[np.int64]) -> pa.Table:
+        """Return rows by their number in the file, in the order asked.
+
+        Row groups that were read stay in memory, so this is for small columns.
+        """
+        group = np.searchsorted(self._starts, rows, side="right") - 1
         wanted, index = np.unique(group, return_inverse=True)
         order = np.argsort(index, kind="stable")
         cuts = np.searchsorted(index[order], np.arange(len(wanted) + 1))
@@ -54,12 +60,12 @@ class Lookup:
             return self._read(wanted, list(columns))
         pieces = []
         for g, first, last in zip(wanted, cuts[:-1], cuts[1:], strict=True):
-            pieces.append(self._group(int(g), columns).take(pa.array(places[order[first:last]] - self._starts[g])))
+            pieces.append(self._group(int(g), columns).take(pa.array(rows[order[first:last]] - self._starts[g])))
         merged = pa.concat_tables(pieces).unify_dictionaries()
         return merged.take(pa.array(np.argsort(order, kind="stable"))) if len(wanted) > 1 else merged
 
     def greatest(self, column: str) -> int:
-        """The greatest value of an integer column, by the statistics of its row groups."""
+        """Return the greatest value of an integer column, from the statistics of its row groups."""
         high = self._bounds[column][1]
         return int(high.max()) if len(high) else 0
 
@@ -86,19 +92,19 @@ class Lookup:
 
 
 class _Bounds(dict[str, tuple[NDArray[Any], NDArray[Any]]]):
-    """Least and greatest value of a column in each row group, read when first asked for."""
+    """Least and greatest value of a column in each row group, read when the column is first asked for."""
 
     def __init__(self, metadata: pq.FileMetaData, columns: Mapping[str, int]) -> None:
-        self._metadata, self._places = metadata, columns
+        self._metadata, self._columns = metadata, columns
 
     def __missing__(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        place, found = self._places[name], []
+        column, bounds = self._columns[name], []
         for group in range(self._metadata.num_row_groups):
-            statistics = self._metadata.row_group(group).column(place).statistics
+            statistics = self._metadata.row_group(group).column(column).statistics
             if statistics is None or not statistics.has_min_max:
-                raise UsageError(f"column {name} has no statistics: no unitscope wrote this file")
-            found.append((statistics.min, statistics.max))
-        self[name] = np.array([low for low, _ in found]), np.array([high for _, high in found])
+                raise UsageError(f"column {name} has no statistics: this file was not written by unitscope")
+            bounds.append((statistics.min, statistics.max))
+        self[name] = np.array([low for low, _ in bounds]), np.array([high for _, high in bounds])
         return self[name]
 
 
@@ -106,16 +112,16 @@ def _may_hold(bounds: tuple[NDArray[Any], NDArray[Any]], value: Key) -> NDArray[
     low, high = bounds
     if not len(low):
         return np.zeros(0, np.bool_)
-    found: NDArray[np.bool_] = (low <= value) & (high >= value)
-    return found
+    possible: NDArray[np.bool_] = (low <= value) & (high >= value)
+    return possible
 
 
 def _equal(column: pa.ChunkedArray, value: Key) -> NDArray[np.bool_]:
     pieces = []
     for chunk in column.chunks:
         if isinstance(chunk, pa.DictionaryArray):
-            place = chunk.dictionary.index(value).as_py()
-            pieces.append(chunk.indices.to_numpy(zero_copy_only=False) == place)
+            code = chunk.dictionary.index(value).as_py()
+            pieces.append(chunk.indices.to_numpy(zero_copy_only=False) == code)
         else:
             pieces.append(chunk.to_numpy(zero_copy_only=False) == value)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.bool_)

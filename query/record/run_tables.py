@@ -1,4 +1,4 @@
-"""One run's layers, unit statistics and accepted images as arrays, read once when first asked for."""
+"""The layers, unit statistics and accepted images of one run as arrays, each read once when it is first asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from store.errors import UsageError
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of `layers`; its units are the columns start..stop of the dense record."""
+    """A row of the table `layers`. Its units are columns start to stop - 1 of the dense record."""
 
     index: int
     name: str
@@ -75,39 +75,40 @@ class UnitStatistics:
 
 @dataclass(frozen=True)
 class Images:
-    """Of every image of the dataset, by image_id: whether this run accepted it, and its class (-1: none)."""
+    """Whether this run accepted each image of the dataset, and the image's class (-1: none). Both by image_id."""
 
     accepted: NDArray[np.bool_]
     class_index: NDArray[np.int32]
 
     @functools.cached_property
     def _ranges(self) -> dict[int, slice]:
-        """Where each class's images lie, from the first to the last: image ids are sorted by class."""
+        """The range from the first to the last image id of each class: short, for ids are mostly sorted by class."""
         order = np.argsort(self.class_index, kind="stable")
-        found, first, count = np.unique(self.class_index[order], return_index=True, return_counts=True)
+        classes, first, count = np.unique(self.class_index[order], return_index=True, return_counts=True)
         ends = order[first], order[first + count - 1]
-        return {int(c): slice(int(a), int(b) + 1) for c, a, b in zip(found, *ends, strict=True)}
+        return {int(c): slice(int(a), int(b) + 1) for c, a, b in zip(classes, *ends, strict=True)}
 
     def within(self, class_index: int) -> slice:
-        """The range of ids in which a class's images lie."""
+        """Return the range of image ids that holds all images of a class, perhaps with others between them."""
         return self._ranges.get(class_index, slice(0, 0))
 
     def of_class(self, class_index: int | None) -> NDArray[np.int64]:
-        """Accepted images of a class, of all classes without one, rising."""
+        """Return the rising ids of a class's accepted images, or of all accepted images if the class is None."""
         if class_index is None:
             return self.all
         within = self.within(class_index)
-        here = self.accepted[within] & (self.class_index[within] == class_index)
-        found: NDArray[np.int64] = np.flatnonzero(here) + within.start
-        return found
+        inside = self.accepted[within] & (self.class_index[within] == class_index)
+        ids: NDArray[np.int64] = np.flatnonzero(inside) + within.start
+        return ids
 
     @functools.cached_property
     def all(self) -> NDArray[np.int64]:
+        """The rising ids of all accepted images."""
         return np.flatnonzero(self.accepted)
 
 
 class Run:
-    """Reads of one run. U units stand in the order (layer_index, channel) everywhere."""
+    """Read one run. Its U units are in the order (layer_index, channel) everywhere; an index there is a unit index."""
 
     def __init__(self, files: RunFiles, catalog: Catalog, database: Database) -> None:
         self.files, self.catalog, self.database = files, catalog, database
@@ -117,7 +118,7 @@ class Run:
     def rows(
         self, table: str, columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
     ) -> pa.Table:
-        """SELECT columns FROM one of this run's tables; `last` is an ORDER BY or LIMIT."""
+        """Select columns of one of this run's tables. `last` is an ORDER BY or LIMIT."""
         paths = self.files.tables.get(table) or self._dataset_table(table)
         if not paths:
             raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
@@ -126,6 +127,7 @@ class Run:
     def rows_of(
         self, paths: Sequence[Path], columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
     ) -> pa.Table:
+        """Select columns of some Parquet files."""
         query = f"SELECT {columns} FROM {views.parquet(paths)} WHERE {where} {last}"
         return self.database.table(query, list(parameters))
 
@@ -133,7 +135,7 @@ class Run:
         return table in self.files.tables
 
     def array(self, relative: str) -> Path:
-        """A recorded HDF5 file."""
+        """Return the path of a recorded HDF5 file."""
         if relative not in self.files.arrays:
             raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
         return self.files.arrays[relative]
@@ -142,12 +144,12 @@ class Run:
     def layers(self) -> tuple[Layer, ...]:
         fields = [name for name in Layer.__dataclass_fields__ if name not in ("index", "name", "start")]
         columns = ", ".join(["layer_index AS index", "layer AS name", *fields])
-        found: list[Layer] = []
+        layers: list[Layer] = []
         start = 0
         for row in self.rows("layers", columns, last="ORDER BY layer_index").to_pylist():
-            found.append(Layer(**row, start=start))
+            layers.append(Layer(**row, start=start))
             start += row["channels"]
-        return tuple(found)
+        return tuple(layers)
 
     @functools.cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -155,52 +157,53 @@ class Run:
 
     @functools.cached_property
     def units(self) -> int:
+        """How many units the run has."""
         return self.layers[-1].stop if self.layers else 0
 
     @functools.cached_property
     def signed(self) -> NDArray[np.bool_]:
-        """Whether each unit can be negative, [U]."""
+        """Whether each unit can be negative, bool [U]."""
         return np.concatenate([np.full(layer.channels, layer.signed) for layer in self.layers])
 
     @functools.cached_property
     def one_position(self) -> NDArray[np.bool_]:
-        """Whether each unit's map is a single position, so that the place of a maximum is no question, [U]."""
+        """Whether each unit's map is a single position, so that its maximum is at (0, 0), bool [U]."""
         return np.concatenate([np.full(layer.channels, layer.positions == 1) for layer in self.layers])
 
     def layers_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The index of each unit's layer."""
-        found: NDArray[np.int64] = np.searchsorted(self.starts, units, side="right") - 1
-        return found
+        """Return the layer_index of each unit."""
+        layer_indices: NDArray[np.int64] = np.searchsorted(self.starts, units, side="right") - 1
+        return layer_indices
 
     def layer_of(self, unit: int) -> Layer:
-        """The layer of the unit at this place in unit order."""
+        """Return the layer of the unit with this unit index."""
         return self.layers[int(np.searchsorted(self.starts, unit, side="right")) - 1]
 
-    def places(self, table: pa.Table) -> NDArray[np.int64]:
-        """Places in unit order of a table's `layer` and `channel`."""
+    def unit_indices(self, table: pa.Table) -> NDArray[np.int64]:
+        """Return the unit index of each row of a table that has the columns `layer` and `channel`."""
         names = table["layer"].combine_chunks()
         names = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
         starts = np.array([self.by_name[name].start for name in names.dictionary.to_pylist()], np.int64)
-        found: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
-        return found
+        indices: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
+        return indices
 
     @functools.cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each layer's units begin in unit order."""
+        """The unit index of each layer's channel 0."""
         return np.array([layer.start for layer in self.layers], np.int64)
 
     @functools.cached_property
     def statistics(self) -> UnitStatistics:
         names = tuple(UnitStatistics.__dataclass_fields__)
         table = self.rows("units", f"layer, channel, {', '.join(names)}")
-        place = self.places(table)
+        unit_indices = self.unit_indices(table)
         arrays = {name: np.full(self.units, np.nan) for name in names}
         for name, array in arrays.items():
-            array[place] = table[name].to_numpy()
+            array[unit_indices] = table[name].to_numpy()
         return UnitStatistics(**arrays)
 
     def z(self, values: NDArray[np.float32], units: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(value - max_mean) / max_sd for values of these units; 0 for a unit that never varies."""
+        """Return (value - max_mean) / max_sd for one value of each of these units; 0 for a unit that never varies."""
         mean, sd = self.statistics.max_mean[units], self.statistics.max_sd[units]
         return standardized(values, mean, sd)
 
@@ -221,28 +224,28 @@ class Run:
 
     @functools.cached_property
     def n(self) -> int:
-        """Accepted images: what every tail probability is a share of."""
+        """How many images were accepted. Every tail probability is a share of them."""
         return int(np.count_nonzero(self.images.accepted))
 
     def describe_images(self, image_ids: NDArray[np.int64]) -> pa.Table:
-        """path, label and class_index of images, in the order asked."""
-        return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # image_id is the row
+        """Return path, label and class_index of images, in the order asked."""
+        return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # row i is image_id i
 
     def lookup(self, path: Path) -> Lookup:
-        """One of the run's Parquet files, to read rows of one key from."""
+        """Open one of the run's Parquet files, to read rows of one key from."""
         if path not in self._lookups:
             self._lookups[path] = Lookup(path)
         return self._lookups[path]
 
     def recorded(self, table: str, relative: str) -> Lookup:
-        """The same by its path in the store; `table` is what it belongs to."""
+        """Open one file of a table by its path relative to the store."""
         path = self.catalog.root / relative
         if path not in self.files.tables.get(table, ()):
             raise UsageError(f"run {self.name} has no {relative} yet: finish it with `unitscope run`")
         return self.lookup(path)
 
     def only(self, table: str) -> Path:
-        """The file of a table that is one file."""
+        """Return the path of a table that is a single file."""
         if table not in self.files.tables:
             raise UsageError(f"run {self.name} has no table {table} yet: finish it with `unitscope run`")
         return self.files.tables[table][0]
@@ -259,6 +262,7 @@ class Run:
 def standardized(
     values: NDArray[np.float32], mean: NDArray[np.float64], sd: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return (value - mean) / sd, and 0 where sd is 0 or NaN."""
     varies = sd > 0  # False for NaN too
     result: NDArray[np.float64] = np.divide(values - mean, sd, out=np.zeros(len(values)), where=varies)
     return result

@@ -1,4 +1,4 @@
-"""Pictures kept in a store: feature visualizations, and the example pictures with their activation maps."""
+"""Pictures kept in a store: feature visualizations, and example pictures with their activation maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from query.resolve import Unit
+from query.record.unit import Unit
 from store import hdf5, layout
 from store.errors import UsageError
 
@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> Pixels:
-    """A feature visualization, uint8 [H, W, 3]."""
+    """Read a feature visualization, uint8 [H, W, 3]."""
     if not unit.run.has("visualizations"):
         raise UsageError(f"run {unit.run.name} has no visualizations: run its visualize stage (`unitscope run`)")
     rows = unit.run.rows(
@@ -34,16 +34,20 @@ def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> Pixels:
 
 @dataclass(frozen=True)
 class Example:
-    """The picture as the network saw it, uint8 [H, W, 3], and the unit's map on it (uint8 [h, w], 255 its maximum)."""
+    """A picture as the network saw it, and the unit's activation map on it.
+
+    `pixels` is uint8 [H, W, 3]; `heat` is uint8 [h, w], scaled so that 255 is the map's maximum.
+    """
 
     pixels: Pixels
     heat: Pixels | None
 
 
 def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Example | None]:
-    """Kept pictures of some images; None for those beyond `[examples] count`, or all where none are kept yet.
+    """Read the kept pictures of some images.
 
-    `maps`: the images are the unit's highest examples from the first, whose activation maps are kept by rank.
+    An image beyond the config's `[examples] count` is None, and all are if the examples stage has not run. With `maps`
+    the images must be the unit's highest examples from the first on, because activation maps are stored by rank.
     """
     relative = layout.example_images(unit.run.name)
     if relative not in unit.run.files.arrays:
@@ -51,16 +55,16 @@ def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Examp
     with hdf5.reading(unit.run.array(relative)) as file:
         known = hdf5.dataset(file, "image_ids")[()]
         offsets, jpeg = hdf5.dataset(file, "offsets")[()], hdf5.dataset(file, "jpeg")
-        kept = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel] if maps else np.zeros((0, 1, 1), np.uint8)
-        found: list[Example | None] = []
+        heat = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel] if maps else np.zeros((0, 1, 1), np.uint8)
+        kept: list[Example | None] = []
         for rank, image_id in enumerate(image_ids):
             row = int(np.searchsorted(known, image_id))
             if row == len(known) or known[row] != image_id:
-                found.append(None)
+                kept.append(None)
                 continue
             pixels = _decode(jpeg[offsets[row] : offsets[row + 1]])
-            found.append(Example(pixels, kept[rank] if rank < len(kept) else None))
-    return found
+            kept.append(Example(pixels, heat[rank] if rank < len(heat) else None))
+    return kept
 
 
 def _decode(data: NDArray[np.uint8]) -> Pixels:

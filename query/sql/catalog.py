@@ -1,4 +1,4 @@
-"""What a store holds: the files its commit records list, sorted by run and table. Nothing is seen by globbing."""
+"""The files that a store's commit records list, by run and table. A file that no record lists is not seen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from store.errors import UsageError
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The recorded files of one run. `tables`: name -> Parquet files; `arrays`: store-relative path -> HDF5 file;
-    `config`: the settings it was made with, None before it has folded."""
+    """The recorded files of one run.
+
+    `tables` maps a table's name to its Parquet files, and `arrays` a path relative to the store to its HDF5 file.
+    `config` holds the settings the run was made with; it is None before the run has folded.
+    """
 
     name: str
     model: str
@@ -25,19 +28,19 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Catalog:
-    """`datasets`: dataset -> table name -> Parquet file. Files not yet recorded are simply absent."""
+    """The recorded files of a store. `datasets` maps dataset -> table name -> Parquet file."""
 
     root: Path
     datasets: Mapping[str, Mapping[str, Path]]
     runs: tuple[RunFiles, ...]
 
     def table(self, name: str) -> tuple[Path, ...]:
-        """All Parquet files of one table, over datasets and runs."""
+        """Return all Parquet files of one table, over datasets and runs."""
         of_datasets = [tables[name] for _, tables in sorted(self.datasets.items()) if name in tables]
         return (*of_datasets, *(path for run in self.runs for path in run.tables.get(name, ())))
 
     def tables(self) -> dict[str, list[str]]:
-        """The same for every table there is, as text."""
+        """Return the Parquet files of every table, as text."""
         names = {name for tables in self.datasets.values() for name in tables}
         names |= {name for run in self.runs for name in run.tables}
         return {name: [str(path) for path in self.table(name)] for name in sorted(names)}
@@ -48,7 +51,7 @@ class Catalog:
 
 
 def read(root: Path) -> Catalog:
-    """Reads the commit records. A recorded table file that is missing, or a path that leaves the store, is an error."""
+    """Read the commit records. Raises UsageError if a recorded table is missing or lies outside the store."""
     publish.check_version(root)
     root = root.resolve()
     recorded = sorted({file.path for _, file in publish.files_of(publish.records(root))})
@@ -57,33 +60,33 @@ def read(root: Path) -> Catalog:
     for relative in recorded:
         if layout.is_partial(relative):
             continue
-        place, parts = _inside(root, relative), PurePosixPath(relative).parts
+        path, parts = _inside(root, relative), PurePosixPath(relative).parts
         if parts[0] == "datasets" and views.table_of(relative):
-            datasets.setdefault(parts[1], {})[place.stem] = _present(place, relative)
+            datasets.setdefault(parts[1], {})[path.stem] = _present(path, relative)
         elif parts[0] == "runs" and len(parts) > 2:
-            runs.setdefault(parts[1], {})[relative] = place
+            runs.setdefault(parts[1], {})[relative] = path
     return Catalog(root, datasets, tuple(_run(name, files) for name, files in sorted(runs.items())))
 
 
 def _run(name: str, files: Mapping[str, Path]) -> RunFiles:
     tables: dict[str, tuple[Path, ...]] = {}
-    for relative, place in files.items():
+    for relative, path in files.items():
         if table := views.table_of(relative):
-            tables[table] = (*tables.get(table, ()), _present(place, relative))
-    arrays = {relative: place for relative, place in files.items() if PurePosixPath(relative).parts[2] == "arrays"}
+            tables[table] = (*tables.get(table, ()), _present(path, relative))
+    arrays = {relative: path for relative, path in files.items() if PurePosixPath(relative).parts[2] == "arrays"}
     model, _, dataset = name.partition("@")
     return RunFiles(name, model, dataset, tables, arrays, files.get(layout.config(name)))
 
 
 def _inside(root: Path, relative: str) -> Path:
-    """A store may come from anywhere: what it lists must lie in it, also after links."""
-    place = root / relative
-    if PurePosixPath(relative).is_absolute() or ".." in relative.split("/") or not place.resolve().is_relative_to(root):
+    """Return the path of a recorded file, which must lie in the store even after links: a store may be hostile."""
+    path = root / relative
+    if PurePosixPath(relative).is_absolute() or ".." in relative.split("/") or not path.resolve().is_relative_to(root):
         raise UsageError(f"{root}: a commit record lists {relative!r}, which lies outside the store: do not trust it")
-    return place
+    return path
 
 
-def _present(place: Path, relative: str) -> Path:
-    if not place.is_file():
+def _present(path: Path, relative: str) -> Path:
+    if not path.is_file():
         raise UsageError(f"{relative} is recorded but missing in the store: run `unitscope repair`")
-    return place
+    return path

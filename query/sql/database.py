@@ -1,9 +1,10 @@
-"""One locked, in-memory DuckDB over a store's recorded Parquet files, and the limits every query runs under.
+"""A locked, in-memory DuckDB over a store's recorded Parquet files, and the limits that every query runs under.
 
-Raw SQL can only read the store. It is exactly one SELECT, as DuckDB's own parser sees it. External access is off but
-for the recorded files by name: `allowed_paths`, which unlike `allowed_directories` opens nothing beside them (DuckDB
-would let COPY write to them, but that is no SELECT). No extension loads, nothing spills to disk, no Python variable is
-in scope, and the configuration is locked. DuckDB has no statement timeout, so a timer interrupts.
+A person's SQL can only read the store. It must be exactly one SELECT, as DuckDB's own parser sees it. External access
+is off except for the recorded files, listed one by one in `allowed_paths`: `allowed_directories` would open other files
+beside them. (DuckDB would let COPY write to those paths, but COPY is no SELECT.) No extension loads, nothing spills to
+disk, SQL cannot see Python variables, and the configuration is locked. DuckDB has no statement timeout, so a timer
+interrupts.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars
 
-LONGEST = 100_000  # characters of a query: what is longer takes long only to be read
-_BATCH = 65_536  # rows between two looks at the size of an answer
+LONGEST = 100_000  # characters of a query: a longer one takes long just to be parsed
+_BATCH = 65_536  # rows between two checks of the size of an answer
 _WHOLE = pa.decimal128(38, 0)  # how HUGEINT, the type of sum(integer), arrives
 
 
@@ -39,10 +40,12 @@ def _half_of_memory() -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one query may take. `memory` in bytes, for all queries of a scope together; `answer` bytes of one result.
+    """What one query may take.
 
-    `isolated`: raw SQL runs in a process of its own, which starts with the first (half a second) and is killed when its
-    time is over (query/isolated.py). Else a timer interrupts it, which a single huge constant expression outruns.
+    `seconds` is the time of one query, `memory` the bytes of all queries of a scope together, `threads` their threads,
+    and `answer` the bytes of one result. With `isolated`, raw SQL runs in a child process (query/sql/worker.py), which
+    takes half a second to start and is killed when the time is over. Without it only a timer interrupts, which a
+    single huge constant expression can outrun.
     """
 
     seconds: float = 60.0
@@ -53,7 +56,7 @@ class Limits:
 
 
 class Result:
-    """An executed answer, wholly in memory. Whole HUGEINT sums are int64 and DECIMAL is float64, as pandas likes it."""
+    """An answer, wholly in memory. HUGEINT, the type of sum(integer), is int64 and DECIMAL is float64, as in pandas."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -84,7 +87,7 @@ class Result:
         return rows[0] if rows else None
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        """The rows not fetched yet."""
+        """Return the rows that were not fetched yet."""
         rows = _rows(self._table.slice(self._next))
         self._next += len(rows)
         return rows
@@ -97,7 +100,7 @@ class Result:
 
 
 class Database:
-    """Views over a store; `connect` leaves the macros to be registered before `lock`."""
+    """The views over a store. Macros are registered on `connection` before `lock` is called."""
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
         self.limits = limits
@@ -119,34 +122,35 @@ class Database:
                 self.connection.execute(statement)
 
     def lock(self) -> None:
+        """Close everything but the store's files, and forbid changing that."""
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
-        """Runs one SELECT from a person and fetches all of it, within the limits."""
+        """Run one SELECT from a person and fetch all of it, within the limits."""
         if len(query) > LONGEST:
             raise UsageError(f"SQL: the text has {len(query):,} characters, {LONGEST:,} are allowed")
         with _explained("SQL"):
-            found = self.connection.cursor().extract_statements(query)
-        kinds = [statement.type.name for statement in found]
+            statements = self.connection.cursor().extract_statements(query)
+        kinds = [statement.type.name for statement in statements]
         if kinds != ["SELECT"]:
-            said = " and ".join(kinds) if kinds else "nothing"
+            given = " and ".join(kinds) if kinds else "nothing"
             hint = "; write PIVOT ... IN (values) inside a SELECT" if "MULTI" in kinds else ""
-            raise UsageError(f"SQL: exactly one SELECT is allowed, found {said}{hint}")
-        return Result(self._fetch(found[0], parameters))
+            raise UsageError(f"SQL: exactly one SELECT is allowed, found {given}{hint}")
+        return Result(self._fetch(statements[0], parameters))
 
     def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
-        """The package's own questions, under the same limits."""
+        """Run a query of this package itself, under the same limits."""
         return self._fetch(query, parameters)
 
     def expired(self) -> bool:
-        """Whether the time of every query now running is over."""
+        """Return whether the time of every query that is now running is over."""
         now = time.monotonic()
         return bool(self._deadlines) and all(deadline <= now for deadline in tuple(self._deadlines))
 
     def _fetch(self, query: duckdb.Statement | str, parameters: Sequence[Any] | None) -> pa.Table:
-        # A cursor of its own: a connection answers one query at a time. A relation is read in batches, so that an
-        # answer too large is noticed before it fills the memory; a plain execute() collects all of it first.
+        # Each query needs its own cursor: a connection answers one query at a time. Reading a relation in batches
+        # notices an answer that is too large before it fills the memory; execute() would collect all of it first.
         cursor = self.connection.cursor()
         timer = threading.Timer(self.limits.seconds, cursor.interrupt)
         timer.daemon = True
@@ -168,6 +172,7 @@ class Database:
 
 
 def _within(reader: pa.RecordBatchReader, limit: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches until their bytes exceed the limit."""
     size = 0
     for batch in reader:
         size += batch.nbytes
@@ -177,6 +182,7 @@ def _within(reader: pa.RecordBatchReader, limit: int) -> Iterator[pa.RecordBatch
 
 
 def _plain_numbers(table: pa.Table) -> pa.Table:
+    """Return the table with HUGEINT as int64, or float64 if it is too large, and DECIMAL as float64."""
     for index, field in enumerate(table.schema):
         if not pa.types.is_decimal(field.type):
             continue
@@ -197,7 +203,7 @@ def _rows(table: pa.Table) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def _explained(what: str, limits: Limits | None = None) -> Iterator[None]:
-    """DuckDB's errors as one line."""
+    """Turn DuckDB's errors into UsageErrors of one line."""
     try:
         yield
     except duckdb.InterruptException:
@@ -211,7 +217,7 @@ def _explained(what: str, limits: Limits | None = None) -> Iterator[None]:
 
 
 def _one_line(message: str) -> str:
-    """The first paragraph; an error raised inside a macro without DuckDB's and Python's prefixes."""
+    """Return the first paragraph. An error raised inside a macro loses the prefixes of DuckDB and Python."""
     inner = re.search(r"executing the UDF: UsageError: (.*)", message, re.DOTALL)
     paragraph = (inner[1] if inner else message).strip().split("\n\n")[0]
     return " ".join(paragraph.split())

@@ -1,12 +1,13 @@
-"""A person's SQL in a process of its own, which is killed when its time is over.
+"""A person's SQL in a child process, which is killed when its time is over.
 
-DuckDB heeds an interrupt between vectors, not inside one: `md5(repeat('a', 2000000000))`, a constant, runs on for a
-quarter of a minute and takes 4 GB that its memory limit does not count. The child opens the store, then gives up the
-right to write any file (RLIMIT_FSIZE 0) and to more memory (RLIMIT_AS). Questions and answers are Arrow streams.
+DuckDB notices an interrupt between vectors, not inside one: `md5(repeat('a', 2000000000))`, a constant, runs on for 15
+seconds and takes 4 GB that DuckDB's memory limit does not count. Only killing a process stops that. The child is
+query/sql_child.py. Questions and answers are Arrow streams, each behind a head of fixed size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -28,12 +29,11 @@ from store.errors import UsageError
 
 GRACE = 1.0  # seconds that the child's own timer has to stop a query before the child is killed
 START = 60.0  # seconds for the child to open the store
-_SPARE = 2 << 30  # bytes beside the limits: threads' stacks and what DuckDB does not count
-_HEAD = struct.Struct("<?Q")  # whether it is an answer, and its length
+_HEAD = struct.Struct("<?Q")  # whether the body is an answer (else an error's text), and its length in bytes
 
 
-class Isolated:
-    """Asks a store in a child process, started with the first question and again after a kill, until it is closed."""
+class SqlWorker:
+    """Ask a store in a child process. It starts with the first question, and again after it was killed."""
 
     def __init__(self, root: Path, limits: Limits, model_code: bool = False) -> None:
         self._root, self._limits, self._model_code = root, replace(limits, isolated=False), model_code
@@ -43,7 +43,7 @@ class Isolated:
         self._lock = threading.Lock()
 
     def table(self, query: str, parameters: Sequence[Any] | None = None) -> pa.Table:
-        """Runs one SELECT. Raises UsageError for whatever the child says, or when it had to be killed."""
+        """Run one SELECT. Raises UsageError with what the child says, or why it had to be killed."""
         question = _question(query, parameters or ())
         with self._lock:
             if self._closed:
@@ -53,7 +53,7 @@ class Isolated:
                 began = time.monotonic()
                 self._send(child, question)
                 answer = self._receive(child, self._limits.seconds + GRACE)
-            except BaseException:  # a Ctrl-C among them: whoever asks next must not get this question's answer
+            except BaseException:  # Ctrl-C too: the next question must not get this question's answer
                 self._stop()
                 raise
         if answer is None:
@@ -81,9 +81,11 @@ class Isolated:
             packages = str(Path(__file__).resolve().parents[2])
             paths = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "query.sql.worker"],  # -P: what lies in the working directory is not code
+                # -P keeps the working directory off sys.path: no file that lies there is imported
+                [sys.executable, "-P", "-m", "query.sql_child"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},  # 64 MiB each
+                # each malloc arena reserves 64 MiB of address space, which RLIMIT_AS counts
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "2"},
             )  # fmt: skip
             self._end = weakref.finalize(self, _end, self._child)
             settings = {"root": str(self._root.resolve()), "code": self._model_code, "limits": asdict(self._limits)}
@@ -96,20 +98,16 @@ class Isolated:
 
     def _send(self, child: subprocess.Popen[bytes], body: Any) -> None:
         assert child.stdin is not None
-        try:
-            child.stdin.write(_HEAD.pack(True, len(body)))
-            child.stdin.write(body)
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; receiving says so
+        with contextlib.suppress(BrokenPipeError):  # the child died, and _receive says so
+            write_message(child.stdin, True, body)
 
     def _receive(self, child: subprocess.Popen[bytes], seconds: float) -> tuple[bool, bytes] | None:
-        """What the child answers, None where it does not in time or dies: then it is gone."""
+        """Return what the child answers. If it dies or takes too long, kill it and return None."""
         assert child.stdout is not None
         deadline = time.monotonic() + seconds
         head = _read(child.stdout, _HEAD.size, deadline)
         good, length = _HEAD.unpack(head) if head else (False, 0)
-        # once an answer begins it is only copied, which takes a time of its own
+        # Once an answer begins it only has to be copied, which is given a time of its own.
         body = _read(child.stdout, length, time.monotonic() + START) if head else None
         if body is None:
             self._stop()
@@ -126,25 +124,19 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _question(query: str, parameters: Sequence[Any]) -> Any:
-    """One row, a column for each parameter; the query stands in the schema's metadata."""
+    """Encode a table of one row, with one column per parameter. The query is in the schema's metadata."""
     try:
         columns = {str(i): pa.array([value]) for i, value in enumerate(parameters)}
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"SQL: a parameter is no value of a database: {error}") from None
     try:
-        return _stream(pa.table(columns).replace_schema_metadata({"query": query}))
+        return stream(pa.table(columns).replace_schema_metadata({"query": query}))
     except (TypeError, UnicodeError) as error:
         raise UsageError(f"SQL: the query is no text: {error}") from None
 
 
-def _stream(table: pa.Table) -> Any:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
 def _read(pipe: IO[bytes], size: int, deadline: float) -> bytes | None:
+    """Read exactly `size` bytes, or return None at the deadline or the end of the pipe."""
     pieces, left = [], size
     while left:
         if not select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -157,64 +149,22 @@ def _read(pipe: IO[bytes], size: int, deadline: float) -> bytes | None:
     return b"".join(pieces)
 
 
-def confine(limits: Limits) -> None:
-    """From here on this process writes no file and takes no more memory than the limits and a reserve."""
-    import resource
-
-    status = Path("/proc/self/statm")
-    used = int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
-    for what, most in (
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, used + limits.memory + limits.answer + _SPARE),
-    ):
-        hard = resource.getrlimit(what)[1]
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(what, (limit, limit))
-        except (ValueError, OSError):  # macOS has no limit of address space
-            continue
+def stream(table: pa.Table) -> Any:
+    """Return a table as the bytes of an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
-def main() -> None:
-    """The child: settings, then questions, on standard input; answers on standard output."""
-    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints, prints elsewhere
-    if (body := _next(source)) is None:
-        return
-    settings = json.loads(body)
-    from query.scope import Scope
-
-    limits = Limits(**settings["limits"])
-    try:
-        scope = Scope(settings["root"], model_code=settings["code"], limits=limits)
-    except UsageError as error:
-        _answer(out, False, str(error).encode())
-        return
-    confine(limits)
-    _answer(out, True, b"")
-    while (body := _next(source)) is not None:
-        try:
-            question = pa.ipc.open_stream(body).read_all()
-            parameters = [column[0].as_py() for column in question.columns]
-            table = scope.sql(question.schema.metadata[b"query"].decode(), parameters or None).arrow()
-            _answer(out, True, _stream(table))
-        except UsageError as error:
-            _answer(out, False, str(error).encode())
-        except (MemoryError, pa.ArrowMemoryError):
-            _answer(out, False, b"SQL: not enough memory: ask for less at a time, or allow more")
-
-
-def _next(source: IO[bytes]) -> bytes | None:
+def read_message(source: IO[bytes]) -> bytes | None:
+    """Read the body of the next message, or return None at the end of the pipe."""
     head = source.read(_HEAD.size)
     return source.read(_HEAD.unpack(head)[1]) if len(head) == _HEAD.size else None
 
 
-def _answer(out: IO[bytes], good: bool, body: Any) -> None:
+def write_message(out: IO[bytes], good: bool, body: Any) -> None:
+    """Write one message. `good` is False for an error, whose body is its text."""
     out.write(_HEAD.pack(good, len(body)))
     out.write(body)
     out.flush()
-
-
-if __name__ == "__main__":
-    main()
