@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import ROOT
+from support.sharing import locked, shared_folder
 
 if TYPE_CHECKING:
     from pipeline.models import Model
 
-ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread a process, as the pipeline has it: OpenMP's threads spin at each other when tests share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,19 +39,24 @@ def small_model() -> Model:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the README assumes it: configs/demo.toml (shortened) and stores/demo, made by the command."""
-    from click.testing import CliRunner
+    """A folder as the README assumes it: configs/demo.toml (shortened) and stores/demo, made by the command.
 
-    from unitscope import cli
-
+    One for all of pytest-xdist's workers. Tests only read it.
+    """
     if os.environ.get("UNITSCOPE_WP"):  # a finished workplace, to be quick while developing
         return Path(os.environ["UNITSCOPE_WP"])
-    folder = tmp_path_factory.mktemp("workplace")
-    (folder / "configs").mkdir()
-    config = folder / "configs" / "demo.toml"
-    config.write_text(shortened((ROOT / "configs" / "demo.toml").read_text()))
-    result = CliRunner().invoke(cli, ["run", str(config), "--store", str(folder / "stores" / "demo")])
-    assert result.exit_code == 0, result.output
+    folder = shared_folder(tmp_path_factory, "workplace")
+    with locked(folder):
+        if not (folder / "stores").exists():
+            (folder / "configs").mkdir()
+            config = folder / "configs" / "demo.toml"
+            config.write_text(shortened((ROOT / "configs" / "demo.toml").read_text()))
+            # In a process of its own, whose memory goes with it.
+            command = [sys.executable, "-m", "unitscope", "run", str(config), "--store", str(folder / "making")]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / "stores").mkdir()
+            (folder / "making").rename(folder / "stores" / "demo")
     return folder
 
 

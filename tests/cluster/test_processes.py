@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import faults
+from support.sharing import shared_folder
 
 from pipeline.config import read_config
 from pipeline.executors import readiness, worker
@@ -24,7 +25,7 @@ from store.errors import UsageError
 def test_a_dead_worker_is_replaced_and_ctrl_c_leaves_a_store_to_go_on_with(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    folder = faults.shared_folder(tmp_path_factory)
+    folder = shared_folder(tmp_path_factory, "faults")
     wanted = faults.undisturbed(folder)
     store = tmp_path_factory.mktemp("processes") / "store"
     command = ("run", folder / "faults.toml", "--store", store, "--workers", "2")

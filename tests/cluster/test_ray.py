@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support import faults
+from support.sharing import shared_folder
 
 import unitscope
 from store import logs
@@ -25,7 +26,7 @@ def cluster() -> Iterator[Any]:
     """A head that takes no tasks and two nodes of one core and one pretended GPU each."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(faults.ROOT)}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": faults.PYTHONPATH}
     slower = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0}
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20}
     made = Cluster(initialize_head=True, head_node_args={**head, "_system_config": slower})
@@ -37,7 +38,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_worker_and_a_node_are_lost(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = faults.shared_folder(tmp_path_factory)
+    folder = shared_folder(tmp_path_factory, "faults")
     wanted = faults.undisturbed(folder)
     store = tmp_path_factory.mktemp("ray") / "store"
     run = faults.start("run", folder / "faults.toml", "--store", store, "--executor", "ray",

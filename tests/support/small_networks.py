@@ -1,0 +1,108 @@
+"""Small members of the families that torchvision has, for tests that are not about one network's size.
+
+Each is a factory for `python:support.small_networks:NAME`: random weights of a fixed seed, 64 x 64 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.regnet import BlockParams
+
+CLASSES = 10
+DESCRIPTION = {
+    "height": 64, "width": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    "labels": [f"class {i}" for i in range(CLASSES)],
+}  # fmt: skip
+
+
+def plain() -> tuple[nn.Module, dict[str, Any]]:
+    """Four convolutions and a classifier: the network of tests about stores, processes and engines."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 16, 2), (16, 24, 2), (24, 24, 1), (24, 32, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)), DESCRIPTION
+
+
+def _made(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
+    torch.manual_seed(0)
+    return build(), DESCRIPTION
+
+
+def alexnet() -> tuple[nn.Module, dict[str, Any]]:
+    def build() -> nn.Module:
+        network = models.AlexNet(CLASSES)
+        network.classifier = nn.Sequential(nn.Dropout(), nn.Linear(9216, 32), nn.ReLU(True), nn.Linear(32, CLASSES))
+        return network
+
+    return _made(build)
+
+
+def vgg() -> tuple[nn.Module, dict[str, Any]]:
+    def build() -> nn.Module:
+        features = models.vgg.make_layers([16, "M", 24, 24, "M", 32, "M"], batch_norm=True)
+        network = models.VGG(features, CLASSES)
+        network.avgpool = nn.AdaptiveAvgPool2d(2)
+        network.classifier = nn.Sequential(nn.Linear(128, 48), nn.ReLU(True), nn.Dropout(), nn.Linear(48, CLASSES))
+        return network
+
+    return _made(build)
+
+
+def resnet() -> tuple[nn.Module, dict[str, Any]]:
+    bottleneck = models.resnet.Bottleneck
+    return _made(lambda: models.ResNet(bottleneck, [1, 2, 1, 1], CLASSES, groups=4, width_per_group=8))
+
+
+def densenet() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.DenseNet(8, (2, 3, 2), 16, num_classes=CLASSES))
+
+
+def mobilenet_v3() -> tuple[nn.Module, dict[str, Any]]:
+    block = partial(InvertedResidualConfig, dilation=1, width_mult=1.0)
+    setting = [
+        block(16, 3, 16, 16, False, "RE", 1), block(16, 3, 32, 24, True, "RE", 2), block(24, 5, 48, 24, True, "HS", 1),
+        block(24, 5, 64, 32, True, "HS", 2),
+    ]  # fmt: skip
+    return _made(lambda: models.MobileNetV3(setting, 64, CLASSES))
+
+
+def efficientnet() -> tuple[nn.Module, dict[str, Any]]:
+    block = partial(MBConvConfig, width_mult=1.0, depth_mult=1.0)
+    setting = [block(1, 3, 1, 16, 16, 1), block(6, 3, 2, 16, 24, 2), block(6, 5, 2, 24, 32, 1)]
+    return _made(lambda: models.EfficientNet(setting, 0.1, num_classes=CLASSES, last_channel=64))
+
+
+def convnext() -> tuple[nn.Module, dict[str, Any]]:
+    setting = [CNBlockConfig(16, 24, 1), CNBlockConfig(24, 32, 2), CNBlockConfig(32, None, 1)]
+    return _made(lambda: models.ConvNeXt(setting, num_classes=CLASSES))
+
+
+def regnet() -> tuple[nn.Module, dict[str, Any]]:
+    parameters = BlockParams.from_init_params(depth=4, w_0=16, w_a=12.0, w_m=2.0, group_width=8, se_ratio=0.25)
+    return _made(lambda: models.RegNet(parameters, CLASSES))
+
+
+def shufflenet() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.ShuffleNetV2([2, 2, 2], [16, 24, 32, 48, 64], CLASSES))
+
+
+def mnasnet() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.MNASNet(0.25, CLASSES))
+
+
+def vit() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.VisionTransformer(64, 16, 2, 4, 48, 96, num_classes=CLASSES))
+
+
+def swin() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=CLASSES))
