@@ -57,7 +57,7 @@ def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.G
     found = _nodes_named(module, by_node)
     fresh = copied(module)
     nodes = {node.name: node for node in fresh.graph.nodes}
-    output = next(reversed(fresh.graph.nodes))
+    output = next(iter(reversed(fresh.graph.nodes)))
     result = output.args[0]
     wanted = (
         isinstance(result, fx.Node)
@@ -89,7 +89,7 @@ def truncated(module: fx.GraphModule, layers: Layer | Sequence[Layer]) -> fx.Gra
             with fresh.graph.inserting_after(node):
                 node = fresh.graph.call_module(name, (node,))
         found.append(node)
-    output = next(reversed(fresh.graph.nodes))
+    output = next(iter(reversed(fresh.graph.nodes)))
     output.args = (found[0] if isinstance(layers, Layer) else tuple(found),)
     _remove_unneeded(fresh, found)
     return fresh

@@ -14,6 +14,7 @@ are kept as oneDNN wants them, which it would else make of them at every call (a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,7 +84,11 @@ class Convolution(nn.Module):
         return x, weight, (padding, conv.stride, conv.dilation, conv.groups)
 
     def _clip(self, y: Tensor) -> Tensor:
-        return y if self.limits is None else y.clamp(*self.limits)
+        """By relu and hardtanh: the gradient of torch's clamp at a limit is 1 before torch 2.14 and 0 since."""
+        if self.limits is None:
+            return y
+        low, high = self.limits
+        return F.relu(y) if (low, high) == (0, None) else F.hardtanh(y, low, math.inf if high is None else high)
 
     def _pads(self, x: Tensor, axis: int) -> tuple[int, int]:
         """Zeros before and after, as many as make the output as long as the input divided by the stride."""
