@@ -294,8 +294,9 @@ class Scope:
     def image_summary(self, image: ImageName, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
         """Return one row per layer for an image.
 
-        Columns: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n. active counts units above zero, and rare those with tail_p <= 0.01, of which `expected` are usual. channel and
-        the columns after it are of the layer's first unit in the order of top_units.
+        Columns: model, layer, units, active, rare, expected, channel, value, tail_p, z, y, x, n. active
+        counts units above zero, and rare those with tail_p <= 0.01, of which `expected` are usual. channel and the
+        columns after it are of the layer's first unit in the order of top_units.
         """
         run, row = self._row(image, None, model, dataset)
         return image_summary.image_summary(run, row)

@@ -54,8 +54,8 @@ for _question in QUESTIONS:
         ask.add_command(question_command(_question))
 
 # This one also takes an image, so it replaces the command made from the declaration.
-ask.command(
-    "activations", help=help_text(BY_NAME["activations"]), short_help=BY_NAME["activations"].about
-)(_activations)  # fmt: skip
+_declared = BY_NAME["activations"]
+_image = BY_NAME["activations_of"].parameters[0]
+ask.command("activations", help=help_text(_declared, _image), short_help=_declared.about)(_activations)
 
 COMMANDS: dict[str, click.Command] = {"ask": ask}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from query.questions.declarations import DATASET, MODEL
 from query.questions.question import Parameter, Question
 from store.unit_name import is_unit_name
 
@@ -32,13 +33,8 @@ model_code_option = click.option(
 
 def run_options(command: F) -> F:
     """Add the options that choose the output format and one of several runs."""
-    for option in (
-        click.option("--dataset", help="Which dataset, where the store holds several."),
-        click.option("--model", help="Which model, where the store holds several."),
-        format_option,
-    ):
-        command = option(command)
-    return command
+    decorated: F = format_option(_decorator(MODEL)(_decorator(DATASET)(command)))
+    return decorated
 
 
 def question_command(question: Question) -> click.Command:
@@ -52,7 +48,7 @@ def question_command(question: Question) -> click.Command:
         with open_scope(store, allow_model_code) as scope:
             show(getattr(scope, question.name)(**values), form)
 
-    of_run = [p for p in question.parameters if p.name in ("model", "dataset")]
+    of_run = [p for p in question.parameters if p in (MODEL, DATASET)]
     asked = [p for p in question.parameters if p not in of_run]
     decorators: list[Callable[[Any], Any]] = [click.pass_obj if question.command == "ask" else store_argument]
     decorators += [_decorator(p) for p in asked] + [format_option] + [_decorator(p) for p in of_run]
@@ -64,9 +60,9 @@ def question_command(question: Question) -> click.Command:
     return click.command(question.command_name, help=help_text(question), short_help=question.about)(command)
 
 
-def help_text(question: Question) -> str:
-    """Return a command's help: the sentence, each argument, the detail and the examples."""
-    arguments = [f"{_metavar(p)}: {p.help}" for p in question.parameters if p.required and p.help]
+def help_text(question: Question, *more: Parameter) -> str:
+    """Return a command's help: the sentence, each argument (`more` has further ones), the detail and the examples."""
+    arguments = [f"{_metavar(p)}: {p.help}" for p in (*question.parameters, *more) if p.required]
     heading = "Examples:" if len(question.examples) > 1 else "Example:"
     examples = "\n".join(["\b", heading, *(f"  {line}" for line in question.examples)])
     return "\n\n".join([question.about, *arguments, question.detail, examples])

@@ -19,9 +19,9 @@ _UNIT_HELP = "LAYER:CHANNEL, or MODEL/LAYER:CHANNEL where a store holds several 
 _UNIT = Parameter("unit", "unit", help=_UNIT_HELP)
 _CLASS = Parameter("label", "class", help="The index, the synset or the label of a class.", metavar="CLASS")
 _LAYERS = Parameter("layer", "layers", None, "Only units of matching layers; may be repeated.")
-_MODEL = Parameter("model", "model", None, "Which model, where the store holds several.")
-_DATASET = Parameter("dataset", "dataset", None, "Which dataset, where the store holds several.")
-_RUN = (_MODEL, _DATASET)
+MODEL = Parameter("model", "model", None, "Which model, where the store holds several.")
+DATASET = Parameter("dataset", "dataset", None, "Which dataset, where the store holds several.")
+_RUN = (MODEL, DATASET)
 _K_OR_ALL = Parameter("k", "count", None, "How many. Default: all.")
 
 
@@ -252,7 +252,7 @@ QUESTIONS: tuple[Question, ...] = (
             Parameter("model_b", "model", help="The model, or the other checkpoint, to compare it with."),
             _k(20),
             _LAYERS,
-            _DATASET,
+            DATASET,
         ),
         columns=_UNIT_COLUMNS
         | {"other_model": "VARCHAR", "other_layer": "VARCHAR", "other_channel": "INTEGER"}

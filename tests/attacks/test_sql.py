@@ -189,7 +189,7 @@ def test_the_isolated_process_cannot_write(made: Synthetic, tmp_path: Path) -> N
     code = (
         "import sys, signal\n"
         "from query.sql.database import Limits\n"
-        "from query.sql.worker import confine\n"
+        "from query.sql_child import confine\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "confine(Limits())\n"
         "open(sys.argv[1], 'wb', buffering=0).write(b'x')\n"

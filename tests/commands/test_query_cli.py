@@ -19,6 +19,7 @@ from support import synthetic_store
 from support.synthetic_store import Synthetic
 
 import query
+from query.commands.ask import COMMANDS as ASK
 from query.commands.cli import COMMANDS
 from store.errors import UsageError
 
@@ -29,7 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 
 def call(command: str, *arguments: object) -> Result:
-    result = CliRunner().invoke(COMMANDS[command], [str(a) for a in arguments], catch_exceptions=True)
+    """Run a command, or with "ask NAME" a subcommand of `ask`, whose name comes after the store."""
+    command, _, question = command.partition(" ")
+    words = [str(a) for a in arguments]
+    words[1:1] = [question] if question else []
+    result = CliRunner().invoke((COMMANDS | ASK)[command], words, catch_exceptions=True)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -47,6 +52,23 @@ NAMED: list[tuple[str, tuple[object, ...], Any]] = [
     ("similar", ("head:1",), lambda s: s.similar_units("head:1")),
     ("similar", ("head:1", "--layer", "stem.relu"), lambda s: s.similar_units("head:1", layer="stem.relu")),
     ("similar", (7, "--layer", "head", "-k", 5), lambda s: s.similar_images(7, "head", 5)),
+    ("ask both", ("head:1", "stem.relu:1", "-k", 3), lambda s: s.both("head:1", "stem.relu:1", k=3)),
+    ("ask both", ("head:1", "stem.relu:1", "--without"), lambda s: s.both("head:1", "stem.relu:1", without=True)),
+    ("ask units-for-class", ("437", "--layer", "head"), lambda s: s.units_for_class(437, layer="head")),
+    ("ask class-selectivity", (), lambda s: s.class_selectivity()),
+    ("ask separating-units", ("lighthouse", "134", "-k", 4), lambda s: s.separating_units(437, 134, 4)),
+    ("ask separating-units", ("1,2,3", "7,"), lambda s: s.separating_units([1, 2, 3], [7])),
+    (
+        "ask compare",
+        ("toy", "toy", "--layer", "head", "--layer", "stem.*"),
+        lambda s: s.compare("toy", "toy", layer=["head", "stem.*"]),
+    ),
+    ("ask polysemantic-units", ("-k", 5), lambda s: s.polysemantic_units(5)),
+    ("ask unit-states", ("--model", "toy"), lambda s: s.unit_states()),
+    ("ask image-summary", (7,), lambda s: s.image_summary(7)),
+    ("ask activations", ("head:1",), lambda s: s.activations("head:1")),
+    ("ask activations", (7, "--dataset", "shapes"), lambda s: s.activations_of(7)),
+    ("ask activations-of", (7, "--layer", "head"), lambda s: s.activations_of(7, "head")),
 ]
 
 
@@ -110,7 +132,7 @@ def test_unit(made: Synthetic, tmp_path: Path) -> None:
         ("top-images", ("head",), "expected LAYER:CHANNEL"),
         ("similar", ("7",), "give --layer"),
         ("unit", ("head:1", "--save", "{store}/../unit.doc"), "ends with .png"),
-        ("unit", ("head:1", "--model", "tow"), "near: toy"),
+        ("unit", ("head:1", "--model", "tow"), "did you mean toy?"),
     ],
 )
 def test_refusals_are_one_line(made: Synthetic, command: str, arguments: tuple[str, ...], said: str) -> None:
@@ -118,6 +140,16 @@ def test_refusals_are_one_line(made: Synthetic, command: str, arguments: tuple[s
         call(command, made.root, *(a.replace("{store}", str(made.root)) for a in arguments))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_polysemantic_units_are_none_where_no_unit_fires_for_a_class(tmp_path: Path) -> None:
+    """With one stored example per unit, no class can have the two that it takes."""
+    synthetic_store.build(tmp_path / "store", kept=1)
+    assert call("ask polysemantic-units", tmp_path / "store", "--format", "json").stdout == "[]\n"
+    header = call("ask polysemantic-units", tmp_path / "store").stdout.splitlines()[0]
+    with query.open(tmp_path / "store") as scope:
+        assert header.split() == list(scope.polysemantic_units().columns)
+        assert scope.sql("FROM polysemantic_units(5)").fetchall() == []
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

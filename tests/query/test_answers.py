@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from support.synthetic_store import LAYERS, Synthetic, SyntheticLayer
 
 import query
 from query.scope import Scope
-from store import codes
+from store import codes, schema
 from store.errors import UsageError
 
 UNITS = [(layer, channel) for layer in LAYERS for channel in range(layer.channels)]
@@ -190,7 +191,7 @@ def test_top_units_by_z(made: Synthetic, scope: Scope, by: str) -> None:
 def test_layer_globs_choose_units(scope: Scope) -> None:
     assert set(scope.top_units(7, 50, layer="*.relu")["layer"]) == {"stem.relu"}
     assert set(scope.top_units(7, 50, layer=["head", "block.*"])["layer"]) == {"head", "block.0.add"}
-    with pytest.raises(UsageError, match=r"layer 'stem\.rel' is unknown; near: stem\.relu"):
+    with pytest.raises(UsageError, match=r"layer 'stem\.rel' is unknown: did you mean stem\.relu\?"):
         scope.top_units(7, layer="stem.rel")
 
 
@@ -338,6 +339,32 @@ def test_both(made: Synthetic, scope: Scope) -> None:
     assert set(without["image_id"]) <= {i for i in made.ids if a[i] == 0 or p[i] > 0.5 - 0.08}
     assert {i for i in made.ids if a[i] == 0 or p[i] > 0.5} <= set(without["image_id"])
     assert without["tail_p_a"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("without", [True, False])
+def test_both_lists_only_images_that_both_runs_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: bool
+) -> None:
+    """Image 7 excites everything: it is in every unit's tail. The scan of `later` rejects it."""
+    first = synthetic_store.build(tmp_path / "store", images=150, seed=7)
+    describe = synthetic_store._description
+
+    def described(made: Synthetic, names: dict[str, str]) -> dict[schema.Table, dict[str, Any]]:
+        rejected = names | {"image_id": [7, 11], "reason": ["unreadable", "unreadable"]}
+        return describe(made, names) | {schema.REJECTED: rejected}
+
+    monkeypatch.setattr(synthetic_store, "REJECTED", synthetic_store.REJECTED | {7: "unreadable"})
+    monkeypatch.setattr(synthetic_store, "_description", described)
+    later = synthetic_store.build(tmp_path / "store", model="later", images=150, seed=8)
+    assert set(first.ids) - set(later.ids) == {7}
+    with query.open(tmp_path / "store") as scope:
+        for layer, channel in UNITS:
+            unit = f"{layer.name}:{channel}"
+            assert 7 not in scope.activations(f"later/{unit}")["image_id"].tolist()
+            for k in (1, 2, 200):
+                for a, b in (("toy", "later"), ("later", "toy")):
+                    frame = scope.both(f"{a}/{unit}", f"{b}/head:1", without, k)
+                    assert set(frame["image_id"]) <= set(later.ids)
 
 
 def test_units_for_class(made: Synthetic, scope: Scope) -> None:

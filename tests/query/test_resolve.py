@@ -54,7 +54,7 @@ def test_wrong_images(scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     both = "n02012849/picture_0001.png, n02814860/picture_0001.png"
     assert refusal(lambda: scope.top_units("picture_0001.png")).endswith(f"is the end of several paths: {both}")
     assert "an image_id is 0 or more" in refusal(lambda: scope.top_units(-1))
-    assert "near: n02012849/picture_0013.png" in refusal(lambda: scope.top_units("pictur_0013.png"))
+    assert "did you mean n02012849/picture_0013.png" in refusal(lambda: scope.top_units("pictur_0013.png"))
     assert "no file on disk" in refusal(lambda: scope.top_units("icture_0013.png"))
     (tmp_path / "icture_0013.png").write_bytes(b"no picture")
     assert "model toy comes from python:toy:make, which runs code" in refusal(
@@ -67,14 +67,14 @@ def test_wrong_units(scope: Scope) -> None:
         lambda: scope.top_images("head")
     )
     assert refusal(lambda: scope.top_images("head:7")) == "unit head:7: layer head has channels 0 to 6"
-    assert "layer 'stem.rel' is unknown; near: stem.relu" in refusal(lambda: scope.top_images("stem.rel:1"))
-    assert "model 'tay' is unknown; near: toy" in refusal(lambda: scope.top_images("tay/head:1"))
-    assert "layer 'hea' is unknown; near: head" in refusal(lambda: scope.similar_images(7, "hea"))
+    assert "layer 'stem.rel' is unknown: did you mean stem.relu?" in refusal(lambda: scope.top_images("stem.rel:1"))
+    assert "model 'tay' is unknown: did you mean toy?" in refusal(lambda: scope.top_images("tay/head:1"))
+    assert "layer 'hea' is unknown: did you mean head?" in refusal(lambda: scope.similar_images(7, "hea"))
     assert scope.top_images("toy/head:1").equals(scope.top_images("head:1"))
 
 
 def test_wrong_classes(scope: Scope) -> None:
-    assert "near: lighthouse" in refusal(lambda: scope.units_for_class("lighthose"))
+    assert "did you mean lighthouse?" in refusal(lambda: scope.units_for_class("lighthose"))
     assert "134 (n02012849), 517 (n03126707)" in refusal(lambda: scope.units_for_class("crane"))
     assert "'3' is unknown" in refusal(lambda: scope.top_images("head:1", label=3))
 
@@ -101,18 +101,18 @@ def test_an_ambiguous_question_lists_the_choices(several: Scope) -> None:
 
 
 def test_choosing_among_runs(several: Scope) -> None:
-    one = several.top_units(7, 5, model="toy", dataset="shapes")
-    assert set(one["model"]) == {"toy"}
-    assert set(one["n"]) == {58}
+    chosen = several.top_units(7, 5, model="toy", dataset="shapes")
+    assert set(chosen["model"]) == {"toy"}
+    assert set(chosen["n"]) == {58}
     assert set(several.top_units(7, 5, dataset="forms")["n"]) == {48}
     assert set(several.top_units("picture_0007.png", 5, model="other")["model"]) == {"other"}
     assert several.top_images("other/head:1").equals(several.top_images("head:1", model="other"))
     assert (
         several.sql("FROM top_units(7, 5, model := 'toy', dataset := 'shapes')")
         .df()["channel"]
-        .equals(one["channel"].astype("int32"))
+        .equals(chosen["channel"].astype("int32"))
     )
-    assert "model 'tox' is unknown; near: toy" in refusal(lambda: several.top_units(7, model="tox"))
+    assert "model 'tox' is unknown: did you mean toy?" in refusal(lambda: several.top_units(7, model="tox"))
     assert "run 'other@forms' is unknown" in refusal(lambda: several.top_units(7, model="other", dataset="forms"))
 
 
@@ -131,3 +131,5 @@ def test_views_of_several_runs(several: Scope) -> None:
 def test_both_needs_one_dataset(several: Scope) -> None:
     frame = several.both("toy/head:1", "other/head:1", k=5, dataset="shapes")
     assert len(frame) == 5
+    several_datasets = refusal(lambda: several.both("toy/head:1", "other/head:1"))
+    assert "ambiguous" in several_datasets

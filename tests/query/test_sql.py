@@ -18,7 +18,7 @@ import query
 import query.sql.database
 from query.scope import Scope
 from query.sql.database import Limits
-from query.sql.worker import Isolated
+from query.sql.worker import SqlWorker
 from store import schema
 from store.errors import UsageError
 
@@ -259,12 +259,12 @@ def test_parameters_of_every_kind_reach_the_process_that_asks(scope: Scope) -> N
 def test_an_asking_process_that_is_forgotten_ends(made: Synthetic) -> None:
     import gc
 
-    asked = Isolated(made.root, Limits())
-    assert asked.table("SELECT 1 AS one").to_pydict() == {"one": [1]}
-    child = asked._child
+    worker = SqlWorker(made.root, Limits())
+    assert worker.table("SELECT 1 AS one").to_pydict() == {"one": [1]}
+    child = worker._child
     assert child is not None
     assert child.poll() is None
-    del asked
+    del worker
     gc.collect()
     assert child.poll() is not None
 
@@ -282,8 +282,8 @@ def test_an_interrupted_question_leaves_no_answer_behind(scope: Scope) -> None:
         with pytest.raises(KeyboardInterrupt):
             scope.sql("SELECT count(*) AS stale FROM range(3000000000) WHERE range % 7 = 3")
         assert scope.sql("SELECT 'second' AS x").fetchone() == ("second",)
-        assert scope._isolated is not None
-        scope._isolated._stop()
+        assert scope._worker is not None
+        scope._worker._stop()
         signal.setitimer(signal.ITIMER_REAL, 0.1)  # while the process starts
         with pytest.raises(KeyboardInterrupt):
             scope.sql("SELECT 'stale' AS x")
