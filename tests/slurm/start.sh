@@ -31,7 +31,7 @@ KillWait=3
 MessageTimeout=10
 MinJobAge=300
 JobRequeue=1
-SchedulerParameters=requeue_delay=1,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=requeue_delay=1,sched_min_interval=0,batch_sched_delay=0,sched_interval=2,bf_interval=2
 StateSaveLocation=$D/state
 SlurmdSpoolDir=$D/spool/%n
 SlurmctldPidFile=$D/run/slurmctld.pid
