@@ -98,7 +98,7 @@ def test_a_choice_is_what_the_method_accepts(scope: Scope, question: Question) -
             assert len(method(**given, **{parameter.name: choice}))
         if parameter.choices:
             assert parameter.default in parameter.choices
-            with pytest.raises(UsageError, match=f"expected one of {', '.join(parameter.choices)}"):
+            with pytest.raises(UsageError, match=f"expected one of {', '.join(parameter.choices)}$"):
                 method(**given, **{parameter.name: "no such choice"})
 
 
