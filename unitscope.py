@@ -1,14 +1,46 @@
-"""The command `unitscope`. Commands are imported when they are called, so that `--help` is quick."""
+"""The name that people type: the command `unitscope`, and `import unitscope` for notebooks.
+
+`unitscope.open` opens a store; `open_model`, `layers`, `render` and `featurevis` work on a model. Commands and functions
+are imported when they are first used, so that `import unitscope` and `--help` are quick.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from store.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from pipeline import featurevis, layers, open_model
+    from pipeline.featurevis import render
+    from query import open
+
+__all__ = ["featurevis", "layers", "main", "open", "open_model", "render"]
+
+_API = {
+    "open": ("query", "open"),
+    "open_model": ("pipeline", "open_model"),
+    "layers": ("pipeline", "layers"),
+    "featurevis": ("pipeline", "featurevis"),
+    "render": ("pipeline.featurevis", "render"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _API:
+        raise AttributeError(f"module 'unitscope' has no attribute {name!r}")
+    module, attribute = _API[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})
+
 
 # command -> (module, one line for the list of commands)
 COMMANDS = {
