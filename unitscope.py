@@ -1,7 +1,7 @@
 """The name that people type: the command `unitscope`, and `import unitscope` for notebooks.
 
-`unitscope.open` opens a store; `open_model`, `layers`, `render` and `featurevis` work on a model. Commands and functions
-are imported when they are first used, so that `import unitscope` and `--help` are quick.
+`unitscope.open` opens a store; `open_model`, `layers`, `render` and `featurevis` work on a model. Commands and
+functions are imported when they are first used, so that `import unitscope` and `--help` are quick.
 """
 
 from __future__ import annotations
