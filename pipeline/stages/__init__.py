@@ -1,6 +1,6 @@
 """How each stage of `store.stages` is computed. Each is idempotent, resumable by shard and safe to run twice at once.
 
-The module `pipeline.stages.NAME` holds `STAGE` for each declared stage; nothing else lists them.
+For each declared stage, the module `pipeline.stages.NAME` holds `STAGE`. There is no other list of stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from store import stages as declared
 
 
 def stage_named(name: str) -> Stage:
-    """Return how a declared stage is computed."""
+    """Return the implementation of a declared stage."""
     stage: Stage = importlib.import_module(f"pipeline.stages.{name}").STAGE
     return stage
 

@@ -1,4 +1,7 @@
-"""Stage `calibrate`: a look at a sample before hours are spent. Where the scan is no larger, the scan is the sample."""
+"""Stage `calibrate`: measure a sample of the images before hours are spent on all of them.
+
+If the dataset is no larger than the sample, nothing is measured here: the scan is as quick.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pipeline.job import Expected, Job, Shard, Stage, Work
 from store.errors import UsageError
 from store.publish import Record
 
-MOST_DEAD = 0.98  # units silent on the whole sample: wrong weights or preprocessing
+MOST_DEAD = 0.98  # if a larger share of units is constant on the sample, weights or preprocessing are wrong
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -34,28 +37,36 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
     highest = np.full(int(job.spec.units.offsets[-1]), -np.inf, np.float32)
     lowest = np.full_like(highest, np.inf)
     fired, seen = np.zeros(len(highest), np.int64), 0
-    for batch, found in job.runtime.measured(ids):
+    for batch, statistics in job.runtime.measured(ids):
         advance(len(batch.ids) + len(batch.bad))
-        if found is None:
+        if statistics is None:
             continue
         rows = slice(0, len(batch.ids))
-        highest, lowest = np.maximum(highest, found.max[rows].max(0)), np.minimum(lowest, found.min[rows].min(0))
-        fired, seen = fired + (found.max[rows] > 0).sum(0), seen + len(batch.ids)
+        highest, lowest = (
+            np.maximum(highest, statistics.max[rows].max(0)),
+            np.minimum(lowest, statistics.min[rows].min(0)),
+        )
+        fired, seen = fired + (statistics.max[rows] > 0).sum(0), seen + len(batch.ids)
     refuse_wrong_signs(job, lowest)
     silent = float((highest == lowest).mean())
     if silent > MOST_DEAD:
         raise UsageError(
             f"{silent:.0%} of the units of {job.spec.model.name} are constant on {seen} pictures: "
-            "check [model] weights and the preprocessing before scanning all"
+            "check [model] weights and the preprocessing before scanning all of them"
         )
     return {"sample": seen, "share_firing": round(float(fired.sum() / max(seen, 1) / len(highest)), 6)}
 
 
 def refuse_wrong_signs(job: Job, lowest: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-    """The graph says which layers cannot be negative; a value that is disproves it."""
-    for place, layer in enumerate(job.spec.layers):
-        if not layer.signed and lowest[job.spec.units.slice(place)].min() < 0:
-            raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
+    """Raise UsageError if a layer that cannot be negative, according to its graph, has a negative value.
+
+    `lowest` holds the lowest value of each unit, float32 [units].
+    """
+    for index, layer in enumerate(job.spec.layers):
+        if not layer.signed and lowest[job.spec.units.slice(index)].min() < 0:
+            raise UsageError(
+                f"layer {layer.name} has values below zero, which its graph rules out: please report the model"
+            )
 
 
 def _work(job: Job) -> Work:

@@ -1,4 +1,4 @@
-"""The tables that describe a run: its model, its layers and how they hang together."""
+"""The tables that describe a run: its model, its layers and the connections between them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from store.schema import Table
 
 
 def description_tables(job: Job) -> dict[Table, dict[str, Any]]:
+    """Return the columns of the tables `models`, `runs`, `layers` and `edges`."""
     model, preprocess = job.spec.model, job.spec.model.preprocess
     names = {"model": model.name, "dataset": job.dataset.name}
     layers = job.spec.layers

@@ -1,4 +1,4 @@
-"""Stage `examples`: each distinct example picture once, as the network saw it, and the maps of its units."""
+"""Stage `examples`: store each distinct example picture once, as the network saw it, and the maps of its units."""
 
 from __future__ import annotations
 
@@ -27,25 +27,28 @@ from store import hdf5, layout, parquet
 from store.hdf5 import Array
 from store.publish import Record
 
-MAP = 14  # activation maps are kept at no more than this a side
+MAP = 14  # the largest height and width of a stored activation map
 QUALITY = 90  # of the stored JPEG
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which maps to keep: rows sorted by (image_id, place); place is the layer's, rank from 0."""
+    """The maps to keep, one per row, sorted by (image_id, place).
+
+    `place` is the index of the layer in the run, and `rank` counts from 0.
+    """
 
     image_id: NDArray[np.int64]
     place: NDArray[np.int64]
     channel: NDArray[np.int64]
     rank: NDArray[np.int64]
-    pictures: NDArray[np.int64]  # distinct image ids, rising; of lowest examples too
+    pictures: NDArray[np.int64]  # distinct image ids in rising order, those of the lowest examples included
 
     layers: int
 
-    def of(self, image_id: int, place: int) -> slice:
-        """The rows of one image in one layer."""
-        key = image_id * self.layers + place
+    def of(self, image_id: int, layer_index: int) -> slice:
+        """Return the rows of one image in one layer."""
+        key = image_id * self.layers + layer_index
         first, last = np.searchsorted(self._keys, [key, key + 1])
         return slice(int(first), int(last))
 
@@ -59,14 +62,14 @@ def _wanted(job: Job) -> Wanted:
     rank, ids = table["rank"].to_numpy().astype(np.int64), table["image_id"].to_numpy()
     names = table["layer"].combine_chunks()
     index = {layer.name: i for i, layer in enumerate(job.spec.layers)}
-    places = np.array([index[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()]
+    layers = np.array([index[n] for n in names.dictionary.to_pylist()])[names.indices.to_numpy()]
     high = np.array([d == "highest" for d in table["direction"].combine_chunks().dictionary.to_pylist()])
     is_high = high[table["direction"].combine_chunks().indices.to_numpy()]
     near = rank <= job.spec.config.examples.count
     maps = np.flatnonzero(near & is_high)
-    maps = maps[np.lexsort((places[maps], ids[maps]))]
+    maps = maps[np.lexsort((layers[maps], ids[maps]))]
     channel = table["channel"].to_numpy().astype(np.int64)
-    return Wanted(ids[maps], places[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.spec.layers))
+    return Wanted(ids[maps], layers[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.spec.layers))
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -85,14 +88,14 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 @dataclass
 class _Found:
-    """Maps of one batch: a layer's place -> uint8 [k, h, w] and their owners, int64 [k, 2] of channel and rank."""
+    """Activation maps by layer index: uint8 [k, h, w], and their owners, int64 [k, 2] of (channel, rank)."""
 
     maps: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
     owners: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
 
 
 class _Maps:
-    """Runs batches and collects the wanted activation maps. May be called from several threads at once."""
+    """Run batches and collect the wanted activation maps. Several threads may call it at once."""
 
     def __init__(self, job: Job, wanted: Wanted) -> None:
         self.job, self.wanted = job, wanted
@@ -112,19 +115,22 @@ class _Maps:
 
     @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
-        place, found = self.places[layer.name], self.current.found
+        index, collected = self.places[layer.name], self.current.found
         for row, image_id in enumerate(self.current.ids):
-            rows = self.wanted.of(image_id, place)
+            rows = self.wanted.of(image_id, index)
             if rows.start == rows.stop:
                 continue
             channels = self.wanted.channel[rows]
             maps = quantized_maps(x[row, torch.from_numpy(channels).to(x.device)].float())
-            found.maps.setdefault(place, []).append(maps)
-            found.owners.setdefault(place, []).append(np.stack([channels, self.wanted.rank[rows]], 1))
+            collected.maps.setdefault(index, []).append(maps)
+            collected.owners.setdefault(index, []).append(np.stack([channels, self.wanted.rank[rows]], 1))
 
 
 def quantized_maps(maps: Tensor) -> NDArray[np.uint8]:
-    """float [n, H, W] -> uint8 [n, <=14, <=14]: peaks kept, 0 at the map's minimum (or zero), 255 at its maximum."""
+    """Shrink maps, float [n, H, W], by max pooling and quantize them: uint8 [n, h, w] with h and w at most 14.
+
+    The code 0 stands for the minimum of the pooled map or for zero, whichever is lower, and 255 for its maximum.
+    """
     small = F.adaptive_max_pool2d(maps[:, None], (min(maps.shape[1], MAP), min(maps.shape[2], MAP)))[:, 0]
     low, high = small.amin((1, 2), keepdim=True).clamp(max=0), small.amax((1, 2), keepdim=True)
     scaled = (small - low) / (high - low).clamp(min=1e-12) * 255
@@ -136,20 +142,20 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     ids = wanted.pictures[shard.first : shard.last]
     jpegs: list[bytes] = []
     total = _Found()
-    for batch, found in ordered_map(
+    for batch, collected in ordered_map(
         _Maps(job, wanted), timed_iter(job.runtime.batches(ids)), job.runtime.streams, job.runtime.network_threads
     ):
         if batch.bad:
-            raise OSError(f"{job.dataset.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (it was scanned before)")
-        for place, maps in found.maps.items():
-            total.maps.setdefault(place, []).extend(maps)
-            total.owners.setdefault(place, []).extend(found.owners[place])
+            raise OSError(f"{job.dataset.path_of(batch.bad[0][0])}: {batch.bad[0][1]} (the scan could decode it)")
+        for index, maps in collected.maps.items():
+            total.maps.setdefault(index, []).extend(maps)
+            total.owners.setdefault(index, []).extend(collected.owners[index])
         jpegs += [_jpeg(p, job.spec.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
         advance(len(batch.ids))
     arrays = _flat(ids, jpegs)
-    for place in sorted(total.maps):
-        arrays[f"{place}/maps"] = Array(np.concatenate(total.maps[place]), None, "gzip")
-        arrays[f"{place}/owners"] = Array(np.concatenate(total.owners[place]), None, "gzip")
+    for index in sorted(total.maps):
+        arrays[f"{index}/maps"] = Array(np.concatenate(total.maps[index]), None, "gzip")
+        arrays[f"{index}/owners"] = Array(np.concatenate(total.owners[index]), None, "gzip")
     with job.store.publication("examples", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.store.run, "examples", f"{shard.name}.h5")), arrays)
         return out.commit()
@@ -180,14 +186,14 @@ def _finish(job: Job, shard: Shard) -> Record:
     ids = np.concatenate([np.zeros(0, np.int64), *(hdf5.read(f, "image_ids") for f in files)])
     jpegs = [j for f in files for j in _split(hdf5.read(f, "offsets"), hdf5.read(f, "jpeg"))]
     arrays = _flat(ids, jpegs)
-    for place, layer in enumerate(job.spec.layers):
+    for index, layer in enumerate(job.spec.layers):
         shape = (layer.channels, job.spec.config.examples.count, min(layer.height, MAP), min(layer.width, MAP))
         full = np.zeros(shape, np.uint8)
         for file in files:
             with hdf5.reading(file) as partial:
-                if f"{place}" in partial:
-                    owners = hdf5.dataset(partial, f"{place}/owners")[()]
-                    full[owners[:, 0], owners[:, 1]] = hdf5.dataset(partial, f"{place}/maps")[()]
+                if f"{index}" in partial:
+                    owners = hdf5.dataset(partial, f"{index}/owners")[()]
+                    full[owners[:, 0], owners[:, 1]] = hdf5.dataset(partial, f"{index}/maps")[()]
         arrays[f"maps/{layer.name}"] = Array(full, (1, *shape[1:]), "gzip")
     with job.store.publication("examples", shard.name) as out:
         hdf5.write(out.path(layout.example_images(job.store.run)), arrays)
@@ -199,7 +205,7 @@ def _split(offsets: NDArray[np.int64], flat: NDArray[np.uint8]) -> list[bytes]:
 
 
 def _images_planned(job: Job) -> int:
-    """The most distinct images that can be among all units' examples."""
+    """Return the largest number of distinct images that the examples of all units can have."""
     return min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * job.spec.config.examples.count)
 
 

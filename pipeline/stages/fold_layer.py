@@ -1,4 +1,4 @@
-"""What the fold computes for one layer: unit statistics, top examples, tail, codes, sketches, class statistics."""
+"""Compute what the fold stores of one layer: unit statistics, top examples, tail, codes, sketches, class statistics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ Columns = dict[str, Any]
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes of the accepted images: `of_image` int64 [N], the row in `indices` or -1."""
+    """The classes of the accepted images.
+
+    `indices` are the class numbers and `sizes` their numbers of images, int64 [K]. `of_image`, int64 [N], is the row of
+    each image's class in `indices`, or -1 for an image without a class.
+    """
 
     indices: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -35,7 +39,7 @@ class Classes:
 
 @dataclass
 class LayerResult:
-    """Column pieces of each table, appended block by block, and the arrays of the dense record."""
+    """The results of one layer: pieces of the tables' columns, one per block of channels, and of the dense arrays."""
 
     units: list[Columns] = field(default_factory=list)
     examples: list[Columns] = field(default_factory=list)
@@ -51,7 +55,10 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some channels of a layer over all N images; arrays [N, channels]."""
+    """Some channels of a layer over all N images: arrays [N, channels].
+
+    `places` and `low_places` are positions in the map, row * width + column. `ordered` is `values` sorted by column.
+    """
 
     first: int
     values: NDArray[np.float32]
@@ -62,12 +69,13 @@ class _Block:
     ordered: NDArray[np.float32]
 
 
-def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[int], None]) -> LayerResult:
-    layer, result = job.spec.layers[place], LayerResult()
+def fold_layer(job: Job, partials: ScanPartials, index: int, advance: Callable[[int], None]) -> LayerResult:
+    """Fold a layer, given by its index in the run, block of channels by block of channels."""
+    layer, result = job.spec.layers[index], LayerResult()
     classes = classes_of(job, partials.ids)
-    for channels in blocks(job, place):
+    for channels in blocks(job, index):
         block = _read(partials, layer, channels)
-        result.units.append(_units(job, partials, place, block, classes))
+        result.units.append(_units(job, partials, index, block, classes))
         _images_of_units(job, partials.ids, layer, block, result)
         result.class_stats.append(_class_stats(block, classes))
         _dense(layer, block, result)
@@ -76,32 +84,32 @@ def fold_layer(job: Job, partials: ScanPartials, place: int, advance: Callable[[
     return result
 
 
-def blocks(job: Job, place: int) -> list[slice]:
-    """A layer's channels in pieces that memory holds, cut where the partials' chunks end."""
-    units, width = job.spec.units.slice(place), channels_together(len(job.dataset.images))
+def blocks(job: Job, index: int) -> list[slice]:
+    """Divide a layer's channels into pieces that fit into memory, at the boundaries of the partials' chunks."""
+    units, width = job.spec.units.slice(index), channels_together(len(job.dataset.images))
     cuts = [0, *range(width - units.start % width, units.stop - units.start, width), units.stop - units.start]
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def classes_of(job: Job, ids: NDArray[np.int64]) -> Classes:
     column = job.dataset.images["class_index"].to_pylist()
-    found = np.array([-1 if column[i] is None else int(column[i]) for i in ids], np.int64)
-    indices, sizes = np.unique(found[found >= 0], return_counts=True)
-    rows = np.where(found >= 0, np.searchsorted(indices, found), -1)
+    labels = np.array([-1 if column[i] is None else int(column[i]) for i in ids], np.int64)
+    indices, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    rows = np.where(labels >= 0, np.searchsorted(indices, labels), -1)
     return Classes(indices, sizes.astype(np.int64), rows)
 
 
 def _read(partials: ScanPartials, layer: Layer, channels: slice) -> _Block:
     names = ("max", "argmax", "mean", *(("min", "argmin") if layer.signed else ()))
-    found = partials.columns(layer.name, names, channels)
-    high, places, means = (found[name] for name in names[:3])
+    columns = partials.columns(layer.name, names, channels)
+    high, positions_of_max, means = (columns[name] for name in names[:3])
     ordered = np.sort(high, axis=0)
-    return _Block(channels.start, high, places, means, found.get("min"), found.get("argmin"), ordered)
+    return _Block(channels.start, high, positions_of_max, means, columns.get("min"), columns.get("argmin"), ordered)
 
 
-def _units(job: Job, partials: ScanPartials, place: int, block: _Block, classes: Classes) -> Columns:
-    layer, channels = job.spec.layers[place], block.values.shape[1]
-    start = job.spec.units.slice(place).start + block.first
+def _units(job: Job, partials: ScanPartials, layer_index: int, block: _Block, classes: Classes) -> Columns:
+    layer, channels = job.spec.layers[layer_index], block.values.shape[1]
+    start = job.spec.units.slice(layer_index).start + block.first
     total, square, active, minimum = partials.moments(slice(start, start + channels))
     seen = len(block.values) * positions(layer, job.spec.config.scan.border)
     mean, variance = moments.mean_and_variance(total, square, seen)
@@ -159,21 +167,21 @@ def _gather(
     block: _Block,
     rows: list[NDArray[np.int64]],
     values: NDArray[np.float32],
-    places: NDArray[np.integer[Any]],
+    positions_in_map: NDArray[np.integer[Any]],
 ) -> Columns:
-    """Columns of the chosen rows of each channel, ranks from 1."""
+    """Return columns for the chosen rows of each channel, with ranks from 1."""
     lengths = [len(r) for r in rows]
     column = np.repeat(np.arange(len(rows)), lengths)
     row = _flat(rows)
-    place = places[row, column].astype(np.int64)
+    position = positions_in_map[row, column].astype(np.int64)
     return {
         "channel": column + block.first,
         "rank": _flat([np.arange(1, n + 1) for n in lengths]),
         "image_id": ids[row],
         "value": values[row, column],
         "mean": block.means[row, column],
-        "y": place // layer.width,
-        "x": place % layer.width,
+        "y": position // layer.width,
+        "x": position % layer.width,
     }
 
 
@@ -206,7 +214,7 @@ def _dense(layer: Layer, block: _Block, result: LayerResult) -> None:
 
 
 def _together(partials: ScanPartials, layer: Layer, result: LayerResult) -> None:
-    """Which units go together, and the directions in which images differ most."""
+    """Find the most correlated units of each unit, and the layer's principal components."""
     mean, sd = (np.concatenate([u[name] for u in result.units]) for name in ("max_mean", "max_sd"))
     dead = np.concatenate([u["dead"] for u in result.units])
     matrix = correlation.correlations(partials.rows(layer.name, "max"), len(partials.ids), mean, sd)

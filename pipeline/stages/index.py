@@ -1,4 +1,4 @@
-"""Stage `index`: the ordered list of pictures with digests, sizes and classes."""
+"""Stage `index`: write the ordered list of pictures with digests, sizes and classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store.publish import Record
 
 
 def _phases(job: Job) -> list[list[Shard]]:
-    # Once it is committed the index is asked, so that tars are listed once.
+    # A committed index gives the number of pictures without listing the tar files again.
     size = len(job.dataset.images) if job.store.record("index", "index") else len(job.dataset.entries)
     return [[Shard("index", size=size)]]
 
@@ -45,21 +45,25 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 
 def _refuse_other_content(job: Job, digest: str) -> tuple[str, str]:
-    """Refuses another dataset or model under a name that is taken. Returns the dataset's `source` and `root`: of equal
-    pictures in two places the first that was indexed keeps them, so that its files stay as they were committed."""
-    place = job.dataset.source.text, job.dataset.source.root
+    """Return the `source` and `root` of the dataset. Raises UsageError if a name is taken.
+
+    A name is taken if the store holds another dataset under it, or a model with other weights. If the store holds the
+    same pictures from elsewhere, the `source` and `root` that were indexed first are returned, so that the committed
+    files stay as they are.
+    """
+    origin = job.dataset.source.text, job.dataset.source.root
     for record in publish.records(job.store.root, stage="index"):
         if record.facts["dataset"] == job.dataset.name:
             if record.facts["digest"] != digest:
                 raise UsageError(job.store.other_pictures)
             row = parquet.read(job.store.root / layout.dataset_table(job.dataset.name, "datasets")).to_pylist()[0]
-            place = row["source"], row["root"]
+            origin = row["source"], row["root"]
         if record.facts["model"] == job.spec.model.name and record.facts["weights"] != job.spec.model.digest:
             raise UsageError(
                 f"{job.store.root} already holds a model {job.spec.model.name!r} with other weights: "
                 "give this one another `name` in [model]"
             )
-    return place
+    return origin
 
 
 def _refuse_changed(job: Job, record: Record) -> None:
@@ -67,7 +71,7 @@ def _refuse_changed(job: Job, record: Record) -> None:
     rows = indexing.index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2))
     if indexing.index_digest(rows) != record.facts["digest"]:
         raise UsageError(
-            f"the index of {job.dataset.name} is damaged and its pictures have changed: put them back first"
+            f"the index of {job.dataset.name} is damaged and its pictures have changed: put the old pictures back first"
         )
 
 

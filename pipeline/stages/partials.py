@@ -1,4 +1,4 @@
-"""Reading the scan's partials back: one layer over all images, in blocks of channels."""
+"""Read the scan's partials back: one layer over all images, in blocks of channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from store import hdf5, layout
 
 
 class ScanPartials:
-    """The scan of a run. Rows are accepted images in rising image_id, whatever order they were stored in."""
+    """The scan of a run. Rows are accepted images.
+
+    They are in rising image_id, whatever order they were stored in, except those of `rows`.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -38,30 +41,31 @@ class ScanPartials:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """image_id of the accepted pictures, rising: int64 [N]."""
+        """image_id of the accepted pictures in rising order: int64 [N]."""
         return self._ids[self._order]
 
     @functools.cached_property
     def rejected(self) -> list[tuple[int, str]]:
-        found = [r for record in self._job.store.done("scan").values() for r in record.facts["rejected"]]
-        return sorted((int(i), str(reason)) for i, reason in found)
+        """image_id of each picture that could not be decoded, with the reason, in rising image_id."""
+        pairs = [r for record in self._job.store.done("scan").values() for r in record.facts["rejected"]]
+        return sorted((int(i), str(reason)) for i, reason in pairs)
 
     def columns(self, layer: str, names: Sequence[str], channels: slice) -> dict[str, NDArray[Any]]:
-        """Statistics of some channels of a layer over all images, [N, channels] each; every file is opened once."""
+        """Read statistics of some channels of a layer over all images: [N, channels] each. Open every file once."""
         pieces = list(self._pieces({name: self._columns(layer, name, channels) for name in names}))
         return {name: np.concatenate([piece[name] for piece in pieces])[self._order] for name in names}
 
     def rows(self, layer: str, name: str) -> Iterator[NDArray[np.float32]]:
-        """One statistic of a whole layer, shard after shard: [n, C] each."""
+        """Yield one statistic of a whole layer, shard after shard: float32 [n, C], in the order of the partials."""
         for piece in self._pieces({name: self._columns(layer, name, slice(None))}):
             yield piece[name].astype(np.float32, copy=False)
 
     def _pieces(self, units: Mapping[str, slice]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Of each file that has images, some units of some statistics."""
+        """Yield some units of some statistics of each file that has images."""
         return (piece for file in self.files if (piece := _slices(file, units)) is not None)
 
     def _columns(self, layer: str, name: str, channels: slice) -> slice:
-        """Where channels of a layer lie in a partial's array, which for minima has the signed layers' units alone."""
+        """Return the columns of a layer's channels in a partial's array; minima are stored for signed layers only."""
         units = self._job.spec.units.slice([x.name for x in self._job.spec.layers].index(layer))
         first, last, _ = channels.indices(units.stop - units.start)
         start = units.start
@@ -74,31 +78,34 @@ class ScanPartials:
         return signed_units(self._job.spec.units)
 
     def moments(self, units: slice) -> tuple[Pair, Pair, NDArray[np.int64], NDArray[np.float32]]:
-        """Sum, sum of squares, positions above zero and minimum of some units over all positions of all images."""
+        """Return the sum, sum of squares, number of positions above zero and minimum of some units.
+
+        Each is over all positions of all images.
+        """
         count = units.stop - units.start
         total, square = moments.zero(count), moments.zero(count)
         active, minimum = np.zeros(count, np.int64), np.full(count, np.inf, np.float32)
         for file in self.files:
             with hdf5.reading(file) as partial:
-                one, two = (hdf5.dataset(partial, name)[:, units] for name in ("total", "square"))
-                total, square = moments.add(total, Pair(*one)), moments.add(square, Pair(*two))
+                sums, squares = (hdf5.dataset(partial, name)[:, units] for name in ("total", "square"))
+                total, square = moments.add(total, Pair(*sums)), moments.add(square, Pair(*squares))
                 active = active + hdf5.dataset(partial, "active")[units]
                 minimum = np.minimum(minimum, hdf5.dataset(partial, "minimum")[units])
         return total, square, active, minimum
 
     def predictions(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
-        """Top-5 classes and probabilities [N, 5]; None where the run does not reach the output."""
-        found = []
+        """Return the top-5 classes and probabilities, [N, 5] each, or None if the run does not reach the output."""
+        pieces = []
         for file in self.files:
             with hdf5.reading(file) as partial:
                 if not len(hdf5.dataset(partial, "ids")):
                     continue
                 if "top5_class" not in partial:
                     return None
-                found.append(tuple(hdf5.dataset(partial, n)[()] for n in ("top5_class", "top5_probability")))
-        if not found:
+                pieces.append(tuple(hdf5.dataset(partial, n)[()] for n in ("top5_class", "top5_probability")))
+        if not pieces:
             return None
-        classes, probabilities = (np.concatenate(column)[self._order] for column in zip(*found, strict=True))
+        classes, probabilities = (np.concatenate(column)[self._order] for column in zip(*pieces, strict=True))
         return classes, probabilities
 
 
@@ -107,4 +114,4 @@ def _slices(file: Path, units: Mapping[str, slice]) -> dict[str, NDArray[Any]] |
     with hdf5.reading(file) as partial:
         if not len(hdf5.dataset(partial, "ids")):
             return None
-        return {name: np.asarray(hdf5.dataset(partial, name)[:, places]) for name, places in units.items()}
+        return {name: np.asarray(hdf5.dataset(partial, name)[:, columns]) for name, columns in units.items()}

@@ -1,4 +1,4 @@
-"""Stage `scan`: one forward pass over every picture, all statistics of all units into partials."""
+"""Stage `scan`: run one forward pass over every picture and write the statistics of all units to partials."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from store.hdf5 import Array
 from store.publish import Record
 
 PREDICTIONS = 5
-CHUNK = 1 << 18  # numbers in a chunk at the most: all rows of some channels
-AT_ONCE = 2  # shards: one is written while the other has the network
+CHUNK = 1 << 18  # the most numbers in a chunk, which holds all rows of some channels
+AT_ONCE = 2  # shards: one is written while the network runs on the other
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -29,41 +29,50 @@ def _phases(job: Job) -> list[list[Shard]]:
 
 
 class Rows:
-    """A shard's results as its batches come in: a row an image, then sums over images."""
+    """A shard's results, collected batch by batch: one row per image, and sums over images."""
 
     def __init__(self, units: UnitIndex, images: int) -> None:
         count = int(units.offsets[-1])
         self.signed = signed_units(units)
         self.used = 0
         self.ids = np.empty(images, np.int64)
-        places = np.uint16 if all(x.height * x.width <= 1 << 16 for x in units.layers) else np.int32
+        position_type = np.uint16 if all(x.height * x.width <= 1 << 16 for x in units.layers) else np.int32
         self.max, self.mean = (np.empty((images, count), np.float32) for _ in range(2))
-        self.argmax = np.empty((images, count), places)
+        self.argmax = np.empty((images, count), position_type)
         self.min = np.empty((images, len(self.signed)), np.float32)
-        self.argmin = np.empty((images, len(self.signed)), places)
+        self.argmin = np.empty((images, len(self.signed)), position_type)
         self.predictions: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
         self.bad: list[tuple[int, str]] = []
         self.total, self.square = moments.zero(count), moments.zero(count)
         self.active = np.zeros(count, np.int64)
         self.minimum = np.full(count, np.inf, np.float32)
 
-    def add(self, batch: Batch, found: BatchStatistics) -> None:
+    def add(self, batch: Batch, statistics: BatchStatistics) -> None:
+        """Append the images of a batch. Rows of `statistics` beyond them are padding."""
         n = len(batch.ids)
         rows = slice(self.used, self.used + n)
         self.used += n
         self.ids[rows] = batch.ids
-        self.max[rows], self.mean[rows], self.argmax[rows] = found.max[:n], found.mean[:n], found.argmax[:n]
-        self.min[rows], self.argmin[rows] = found.min[:n, self.signed], found.argmin[:n, self.signed]
-        if found.logits is not None:
-            self.predictions.append(top_predictions(found.logits[:n]))
-        moments.add_rows_into(self.total, found.sum[:n])
-        moments.add_rows_into(self.square, found.square[:n])
-        self.active += found.active[:n].sum(0, dtype=np.int64)
-        np.minimum(self.minimum, found.min[:n].min(0), out=self.minimum)
+        self.max[rows], self.mean[rows], self.argmax[rows] = (
+            statistics.max[:n],
+            statistics.mean[:n],
+            statistics.argmax[:n],
+        )
+        self.min[rows], self.argmin[rows] = statistics.min[:n, self.signed], statistics.argmin[:n, self.signed]
+        if statistics.logits is not None:
+            self.predictions.append(top_predictions(statistics.logits[:n]))
+        moments.add_rows_into(self.total, statistics.sum[:n])
+        moments.add_rows_into(self.square, statistics.square[:n])
+        self.active += statistics.active[:n].sum(0, dtype=np.int64)
+        np.minimum(self.minimum, statistics.min[:n].min(0), out=self.minimum)
 
     def arrays(self, together: int) -> dict[str, Array]:
-        """What a partial holds: [images, units] each; `min` and `argmin` of the units of signed layers alone. A chunk
-        has all rows of the channels that the fold reads `together`, or of a part of them."""
+        """Return the arrays of a partial.
+
+        Statistics are [images, units]; `min` and `argmin` have only the units of signed layers. `total` and `square`
+        are [2, units], the high and low parts of the sums; `active` and `minimum` are [units]. A chunk has all rows of
+        the channels that the fold reads `together`, or of fewer channels.
+        """
         arrays = {"ids": Array(self.ids[: self.used])}
         for name, pair in (("total", self.total), ("square", self.square)):
             arrays[name] = Array(np.stack([pair.high, pair.low]))
@@ -80,17 +89,17 @@ class Rows:
 
 
 def signed_units(units: UnitIndex) -> NDArray[np.int64]:
-    """The units of layers that can be negative, in order."""
-    found = [np.arange(*units.slice(i).indices(1 << 62)[:2]) for i, x in enumerate(units.layers) if x.signed]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+    """Return the indices of the units whose layers can be negative, in rising order: int64."""
+    indices = [np.arange(*units.slice(i).indices(1 << 62)[:2]) for i, x in enumerate(units.layers) if x.signed]
+    return np.concatenate([np.zeros(0, np.int64), *indices])
 
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     rows = Rows(job.spec.units, shard.size)
-    for batch, found in job.runtime.measured(job.dataset.readable[shard.first : shard.last]):
+    for batch, statistics in job.runtime.measured(job.dataset.readable[shard.first : shard.last]):
         rows.bad += batch.bad
-        if found is not None:
-            rows.add(batch, found)
+        if statistics is not None:
+            rows.add(batch, statistics)
         advance(len(batch.ids) + len(batch.bad))
     with job.store.publication("scan", shard.name) as out:
         hdf5.write(
@@ -101,7 +110,10 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 
 def top_predictions(logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Classes and softmax probabilities of the likeliest five: int32 and float32 [n, 5]; ties by class."""
+    """Return the five most probable classes and their softmax probabilities: int32 and float32 [n, 5].
+
+    Of equally probable classes, the lower number comes first.
+    """
     exact = logits.astype(np.float64)
     powers = np.exp(exact - exact.max(1, keepdims=True))
     probabilities = powers / powers.sum(1, keepdims=True)

@@ -1,4 +1,7 @@
-"""How far to trust a feature visualization: against the best natural example, the median image and the unit's layer."""
+"""Metrics of how far to trust a feature visualization.
+
+It is compared with the best natural example, with the median image and with the other units of its layer.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,19 @@ from pipeline.graph import Layer
 from pipeline.job import Job
 from store import codes, hdf5, layout, parquet
 
-CANDIDATES = 10  # examples tried for the highest value before a clip: many sit at the clip itself
-SAMPLE = 32  # images that a picture of a whole layer is compared with
+CANDIDATES = 10  # examples among which the highest unclipped value is sought: many are equal after the clip
+SAMPLE = 32  # images that a picture of a whole layer (deepdream) is compared with
 
 
 @dataclass(frozen=True)
 class Trust:
-    """NaN where a number does not apply; rank_in_layer is -1 for negative pictures."""
+    """The metrics of one picture.
+
+    `value_vs_best_example` is the picture's value divided by that of its best natural example. It is NaN for deepdream,
+    and if the example's value is zero or of the other sign than the direction. `rank_in_layer` is 1 if no other unit
+    of the layer responds more strongly, relative to its own distribution. It is -1 for negative pictures and for
+    deepdream. `beats_median` tells whether the picture's value is beyond that of the median image.
+    """
 
     value_vs_best_example: float
     rank_in_layer: int
@@ -33,7 +42,11 @@ class Trust:
 
 
 class VisualizationMetrics:
-    """Judges pictures of one layer. Values before the layer's clip (6 cannot be beaten), at the model's input size."""
+    """Judge pictures of one layer, at the model's input size.
+
+    Pictures and examples are compared by their values before the layer's upper limit, such as that of ReLU6: an example
+    at the limit could not be exceeded otherwise. Ranks and medians are of values after it, as the store holds them.
+    """
 
     def __init__(self, job: Job, layer: Layer) -> None:
         self.job, self.layer = job, layer
@@ -45,13 +58,13 @@ class VisualizationMetrics:
             self._edges = {k: hdf5.dataset(file, f"{layer.name}/{k}/edges")[()] for k in ("max", "mean")}
             self._counts = {k: hdf5.dataset(file, f"{layer.name}/{k}/counts")[()] for k in ("max", "mean")}
         units = parquet.read(job.store.root / layout.table(job.store.run, "units"))
-        mine = units.filter(np.array(units["layer"].to_pylist()) == layer.name)
-        self._max_mean, self._max_sd = (mine[c].to_numpy() for c in ("max_mean", "max_sd"))
+        rows = units.filter(np.array(units["layer"].to_pylist()) == layer.name)
+        self._max_mean, self._max_sd = (rows[c].to_numpy() for c in ("max_mean", "max_sd"))
         self._mean_codes = hdf5.read(job.store.root / layout.codes_by_unit(job.store.run, layer.name), "mean")
         self._examples = self._strongest()
 
     def judge(self, images: NDArray[np.uint8], pictures: Sequence[Picture], kind: str) -> list[Trust]:
-        """images: uint8 [n, H, W, C] of the pictures."""
+        """Return the metrics of each picture. `images` holds the rendered pictures, uint8 [n, H, W, C]."""
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.job.spec.device).float() / 255
         x = self.job.spec.model.preprocess.resized(x)
         if kind == "deepdream":
@@ -62,7 +75,7 @@ class VisualizationMetrics:
             getattr(self.job.runtime.measurer.pictures(part), name)[:, units] for name in ("max", "mean")
         ], 1))  # fmt: skip
         highest, values = measured[:, 0], measured[:, 0 if kind == "neuron" else 1]
-        positive = pictures[0].direction == "positive"  # one for all: they are one group
+        positive = pictures[0].direction == "positive"  # all pictures have one direction: they are of one group
         reached, best = self._open_values(x, kind, positive), self._best(pictures, kind, positive)
         judged = []
         for row, picture in enumerate(pictures):
@@ -74,61 +87,65 @@ class VisualizationMetrics:
         return judged
 
     def _padded(self, x: Tensor, measure: Callable[[Tensor], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Measures pictures in batches of the scan's size: smaller ones depend on the number of threads."""
-        size, found = self.job.spec.config.scan.batch_size, []
+        """Measure pictures in batches padded to the scan's size; smaller ones depend on the number of threads."""
+        size, measured = self.job.spec.config.scan.batch_size, []
         for part in x.split(size):
             filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
-            found.append(measure(filled)[: len(part)])
-        return np.concatenate(found)
+            measured.append(measure(filled)[: len(part)])
+        return np.concatenate(measured)
 
     def _open_values(self, x: Tensor, kind: str, positive: bool) -> NDArray[np.float32]:
-        """Every channel before the clip, its spatial mean or its extreme: float32 [n, C]."""
+        """Return a value of every channel before the clip: float32 [n, C].
+
+        It is the spatial mean, or for the kind "neuron" the maximum (the minimum for negative pictures).
+        """
 
         def measure(part: Tensor) -> NDArray[np.float32]:
             inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
-                found: Tensor = self._open(inputs)
-            extreme = found.amax if positive else found.amin
-            values = extreme((2, 3)) if kind == "neuron" else found.double().mean((2, 3))
+                activations: Tensor = self._open(inputs)
+            extreme = activations.amax if positive else activations.amin
+            values = extreme((2, 3)) if kind == "neuron" else activations.double().mean((2, 3))
             return values.float().cpu().numpy()
 
         return self._padded(x, measure)
 
     def _best(self, pictures: Sequence[Picture], kind: str, positive: bool) -> list[float]:
-        """The highest value (lowest, for negative pictures) among natural examples, before the clip, a picture each."""
+        """Return per picture the highest value before the clip among natural examples (lowest if it is negative)."""
         chosen = [self._candidates(picture, kind) for picture in pictures]
         ids = np.unique(np.concatenate(chosen))
         values = self._open_values(self._images(ids), kind, positive)
-        found = []
+        best = []
         for picture, candidates in zip(pictures, chosen, strict=True):
-            mine = values[np.searchsorted(ids, candidates), picture.channel]
-            found.append(float(mine.max() if positive else mine.min()))
-        return found
+            candidate_values = values[np.searchsorted(ids, candidates), picture.channel]
+            best.append(float(candidate_values.max() if positive else candidate_values.min()))
+        return best
 
     def _images(self, ids: NDArray[np.int64]) -> Tensor:
-        """Pictures of the dataset: float32 [n, C, H, W] in 0..1."""
+        """Read images of the dataset: float32 [n, C, H, W] in 0..1."""
         pixels = [self.job.spec.model.preprocess.pixels(open_image(self.job.dataset.read_image(int(i)))) for i in ids]
         return torch.from_numpy(np.stack(pixels)).to(self.job.spec.device).float() / 255
 
     def _energy(self, x: Tensor) -> NDArray[np.float32]:
-        """The mean square of all of the layer, what deepdream raises: float32 [n]."""
+        """Return the mean square over the whole layer, which deepdream maximizes: float32 [n]."""
 
         def measure(part: Tensor) -> NDArray[np.float32]:
             inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
-                found: Tensor = self._open(inputs)
-            return found.double().square().mean((1, 2, 3)).float().cpu().numpy()
+                activations: Tensor = self._open(inputs)
+            return activations.double().square().mean((1, 2, 3)).float().cpu().numpy()
 
         return self._padded(x, measure)
 
     @functools.cached_property
     def _median_energy(self) -> float:
-        """Of the middle one of some images, evenly spread over the dataset."""
+        """The median of `_energy` over at most SAMPLE images, evenly spread over the dataset."""
         ids = self.job.store.accepted
         chosen = ids[np.unique(np.linspace(0, len(ids) - 1, min(SAMPLE, len(ids))).astype(np.int64))]
         return float(np.median(self._energy(self._images(chosen))))
 
     def _candidates(self, picture: Picture, kind: str) -> NDArray[np.int64]:
+        """Return the ids of natural images among which the best example of a picture is sought."""
         ids = self.job.store.accepted
         positive = picture.direction == "positive"
         if kind != "neuron":
@@ -137,7 +154,7 @@ class VisualizationMetrics:
         return self._examples.get((picture.channel, "highest" if positive else "lowest"), ids[:1])
 
     def _strongest(self) -> dict[tuple[int, str], NDArray[np.int64]]:
-        """The first examples of each channel and direction."""
+        """Return the ids of the first CANDIDATES examples by (channel, "highest" or "lowest")."""
         table = parquet.read(
             self.job.store.root / layout.table(self.job.store.run, "top_examples"),
             ["layer", "channel", "direction", "rank", "image_id"],
@@ -148,14 +165,21 @@ class VisualizationMetrics:
         return {(int(key[0]), str(key[1])): ids.to_numpy() for key, ids in groups}
 
     def _median(self, channel: int, of: str) -> float:
-        """The code edge that half of the images reach: the median image's value, to a code's width."""
+        """Return the highest code edge that half of the images reach: the median image's value, to the width of a code.
+
+        It is 0 if that edge is infinite. `of` is the statistic, "max" or "mean".
+        """
         reached = codes.reaching(self._counts[of])[channel]
         last = int(np.flatnonzero(reached >= self._counts[of][channel].sum() / 2)[-1])
         edge = float(self._edges[of][channel, last])
         return edge if np.isfinite(edge) else 0.0
 
     def _rank(self, values: NDArray[np.float32], channel: int) -> int:
-        """Units of the layer that stand higher in their own distributions: by tail probability, then z."""
+        """Return the rank of a channel in its layer, from 1.
+
+        It is 1 plus the number of units that stand higher in their own distributions: by tail probability, then by
+        z-score.
+        """
         tail = codes.tail_probability(values, self._edges["max"], self._counts["max"])
         sd = np.where(self._max_sd > 0, self._max_sd, np.inf)
         z = (values - self._max_mean) / sd

@@ -1,4 +1,4 @@
-"""Stage `visualize`: feature visualizations of the chosen units, each with its measures of trust."""
+"""Stage `visualize`: render feature visualizations of the chosen units, with metrics of how far to trust each."""
 
 from __future__ import annotations
 
@@ -18,44 +18,48 @@ from store import hdf5, layout, parquet, schema
 from store.hdf5 import Array
 from store.publish import Record
 
-# Columns of a partial's numbers; `canvas` is 1 where the network saw the canvas at its own size.
+# The columns of a partial's array `numbers`. `canvas` is 1 if the network saw the canvas at its own size.
 _NUMBERS = ("value", "value_transformed", "value_vs_best_example", "rank_in_layer", "beats_median", "canvas")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one kind and direction of one layer, which share an HDF5 dataset."""
+    """The pictures of one layer, kind and direction. They share an HDF5 dataset."""
 
     layer: Layer
     kind: str
     direction: str
     pictures: tuple[Picture, ...]
-    together: int  # pictures that share a batch, whole
+    together: int  # this many consecutive pictures must be in the same batch
 
     @property
     def dataset(self) -> str:
         return f"{self.kind}/{self.direction}"
 
     def batch(self, wanted: int) -> int:
-        """The wanted size, or the next that holds whole groups; no more than there are pictures of a whole layer."""
+        """Return the batch size: `wanted`, rounded down to a multiple of `together` but at least `together`.
+
+        For deepdream it is at most the number of pictures.
+        """
         if self.kind == "deepdream":
             return min(wanted, len(self.pictures))
         return max(wanted // self.together, 1) * self.together
 
 
 def _groups(job: Job) -> list[Group]:
+    """Return the groups to render, without dead units. The table `units` must be committed."""
     v = job.spec.config.visualize
     units = parquet.read(
         job.store.root / layout.table(job.store.run, "units"), ["layer", "channel", "dead"]
     ).to_pandas()
     living = {str(name): group["channel"].tolist() for name, group in units[~units["dead"]].groupby("layer")}
-    found = []
+    groups = []
     for layer in job.spec.visualized:
         channels = living.get(layer.name, [])
         channels = channels[: v.units_per_layer] if v.units_per_layer else channels
         if channels:
-            found += [group for kind in v.kinds for group in _of_kind(job, layer, kind, channels)]
-    return found
+            groups += [group for kind in v.kinds for group in _of_kind(job, layer, kind, channels)]
+    return groups
 
 
 def _of_kind(job: Job, layer: Layer, kind: str, channels: Sequence[int]) -> list[Group]:
@@ -91,7 +95,7 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
 
 
 def pictures_planned(job: Job) -> int:
-    """Pictures the config asks for, dead units not yet taken off."""
+    """Return the number of pictures that the config asks for, dead units included."""
     return sum(len(group.pictures) for group in _groups_planned(job))
 
 
@@ -102,6 +106,7 @@ def _expected(job: Job) -> Expected:
 
 
 def _groups_planned(job: Job) -> list[Group]:
+    """Return the groups that the config asks for, dead units included."""
     v = job.spec.config.visualize
     return [
         group
@@ -112,6 +117,7 @@ def _groups_planned(job: Job) -> list[Group]:
 
 
 def settings(job: Job, steps: int | None = None, batch: int | None = None) -> Settings:
+    """Return the renderer's settings from the config; `steps` and `batch` replace the config's values."""
     v = job.spec.config.visualize
     return Settings(
         size=v.size, steps=v.steps if steps is None else steps, batch=batch or v.batch, learning_rate=v.learning_rate,
@@ -127,7 +133,7 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     renderer = Renderer(
         job.spec.model, kinds.layers_of(job.spec.model, group.layer, group.kind), settings(job, batch=size)
     )
-    judge = VisualizationMetrics(job, group.layer)
+    metrics = VisualizationMetrics(job, group.layer)
     images, numbers = [], []
     for first in range(shard.first, shard.last, size):
         pictures = group.pictures[first : min(first + size, shard.last)]
@@ -135,8 +141,8 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
             done = renderer.render(pictures, group.kind, group.together)
         images.append(done.images)
         with phase("reduce"):
-            trust = judge.judge(done.images, pictures, group.kind)
-        for value, moved, t in zip(done.values.tolist(), done.transformed.tolist(), trust, strict=True):
+            trusts = metrics.judge(done.images, pictures, group.kind)
+        for value, moved, t in zip(done.values.tolist(), done.transformed.tolist(), trusts, strict=True):
             ratio, rank, beats = t.value_vs_best_example, t.rank_in_layer, t.beats_median
             numbers.append([value, moved, ratio, rank, beats, renderer.input == "canvas"])
         advance(len(pictures))
@@ -152,9 +158,9 @@ def _finish(job: Job, shard: Shard) -> Record:
     rows: list[dict[str, object]] = []
     numbers: list[NDArray[np.float64]] = []
     for number, group in enumerate(_groups(job)):
-        images, its = _read(job, number)
+        images, group_numbers = _read(job, number)
         files.setdefault(group.layer.name, {})[group.dataset] = Array(_rgb(images), (1, *images.shape[1:3], 3))
-        numbers.append(its)
+        numbers.append(group_numbers)
         layers = kinds.layers_of(job.spec.model, group.layer, group.kind)
         rows += [
             {
@@ -177,19 +183,21 @@ def _finish(job: Job, shard: Shard) -> Record:
 
 
 def _typed(numbers: NDArray[np.float64]) -> dict[str, object]:
-    """The columns of the table that partials hold as numbers."""
-    found = dict(zip(_NUMBERS, numbers.T, strict=True))
+    """Convert the array `numbers` of the partials to typed columns of the table `visualizations`."""
+    column = dict(zip(_NUMBERS, numbers.T, strict=True))
     return {
-        "value": found["value"].astype(np.float32),
-        "value_transformed": found["value_transformed"].astype(np.float32),
-        "value_vs_best_example": found["value_vs_best_example"].astype(np.float32),
-        "rank_in_layer": [int(rank) if rank > 0 else None for rank in found["rank_in_layer"]],
-        "beats_median": found["beats_median"] > 0,
-        "input": ["canvas" if canvas else "model" for canvas in found["canvas"]],
+        "value": column["value"].astype(np.float32),
+        "value_transformed": column["value_transformed"].astype(np.float32),
+        "value_vs_best_example": column["value_vs_best_example"].astype(np.float32),
+        "rank_in_layer": [int(rank) if rank > 0 else None for rank in column["rank_in_layer"]],
+        "beats_median": column["beats_median"] > 0,
+        "input": ["canvas" if canvas else "model" for canvas in column["canvas"]],
     }
 
 
 def _read(job: Job, number: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Read the images and numbers of the group with this index, in the order of its pictures."""
+
     def parts(name: str) -> Iterator[NDArray[np.generic]]:
         for shard in sorted(job.store.done("visualize")):
             if shard.startswith(f"{number:04d}-"):
