@@ -1,6 +1,6 @@
 """The precomputation pipeline: models, graphs, datasets and the staged jobs that fill a store.
 
-`import pipeline` alone is cheap; torch comes with the first thing used.
+`import pipeline` alone is cheap: torch is imported when a function is first used.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["layers", "open_model"]
 
 
 def open_model(source: str, weights: str | None = None, name: str | None = None) -> Model:
-    """Opens `torchvision:NAME`, `timm:NAME` or `python:MODULE:FACTORY`: see `pipeline.models.open_model`."""
+    """Open `torchvision:NAME`, `timm:NAME` or `python:MODULE:FACTORY`: see `pipeline.models.open_model`."""
     from pipeline import models
 
     return models.open_model(source, weights, name)
 
 
 def layers(model: Model, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
-    """The layers of a model: the default choice "blocks", "all", or those that globs name."""
+    """Return the layers of a model: "blocks" (the default choice), "all", or those that match globs."""
     return model.graph.layers(choose)
 
 

@@ -1,4 +1,4 @@
-"""Runs stages: what is committed is skipped, the rest is computed here or on an engine."""
+"""Run stages. Shards that are committed are skipped; the rest is computed in this process or on an engine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from store import publish
 
 @dataclass(frozen=True)
 class Slice:
-    """`--shard I/N`: of one stage's shards s those with s mod N = I."""
+    """The option `--shard I/N`: the shards I, I+N, I+2N, ... of each phase of a stage."""
 
     index: int
     of: int
 
-    def takes(self, place: int) -> bool:
-        return place % self.of == self.index
+    def takes(self, position: int) -> bool:
+        """Return whether the slice contains the shard at a position in its phase."""
+        return position % self.of == self.index
 
 
 WHOLE = Slice(0, 1)
@@ -40,12 +41,14 @@ def run(
     engine: Callable[[], Engine] | None = None,
     patience: float = PATIENCE,
 ) -> None:
-    """Runs the wanted stages (all, where none is named) in order. Raises UsageError where an earlier one is missing.
+    """Run the wanted stages in order, or all if none is named.
 
-    `engine` makes what shards run on; without one they run here, or in processes where the config asks for several.
+    `engine` makes the engine that shards run on. If it is None, they run in this process, or in worker processes if the
+    config asks for several. `patience` is in seconds: see `Scheduler`. Raises UsageError if a stage that a wanted one
+    reads is neither wanted nor complete.
     """
     set_up()
-    _ = job.spec.visualized  # a pattern that matches nothing is said now, not after the scan
+    _ = job.spec.visualized  # reports a pattern that matches nothing now, not after the scan
     publish.ensure_store(job.store.root)
     publish.remove_stale_temporaries(job.store.root)
     stages = [stage for stage in STAGES if not wanted or stage.name in wanted]
@@ -79,13 +82,14 @@ def _run_on(engine: Engine, job: Job, stages: Sequence[Stage], part: Slice, pati
 
 
 def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
+    """Run a slice of one stage in this process, up to the first phase that needs shards outside the slice."""
     done = job.store.done(stage.name)
     phases = stage.phases(job)
     job.store.log_plan(stage, phases)
     for phase in phases:
-        mine = [shard for place, shard in enumerate(phase) if part.takes(place)]
-        missing = [shard for shard in mine if shard.name not in done]
-        _compute(job, stage, missing, sum(s.size for s in mine))
+        own = [shard for position, shard in enumerate(phase) if part.takes(position)]
+        missing = [shard for shard in own if shard.name not in done]
+        _compute(job, stage, missing, sum(s.size for s in own))
         done = job.store.done(stage.name)
         stage.check(job, done)
         if any(shard.name not in done for shard in phase):
@@ -94,6 +98,7 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
 
 
 def missing_shards(job: Job, stage: Stage) -> list[Shard]:
+    """Return the shards of a stage that are not committed."""
     done = job.store.done(stage.name)
     return [shard for phase in stage.phases(job) for shard in phase if shard.name not in done]
 
@@ -115,5 +120,6 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
 
 
 def _drop_partials(job: Job, stage: Stage) -> None:
+    """Remove the partials of a stage if the shard that reads them last is committed."""
     if stage.spec.consumer and job.store.record(*stage.spec.consumer):
         publish.remove_partials(job.store.root, job.store.run, [stage.name])

@@ -1,4 +1,5 @@
-"""Where shards run: here, in processes beside this one, on a Ray cluster. The store says what is done, never these.
+"""Run shards in this process, in worker processes on this machine, or on a Ray cluster.
 
-An engine takes tasks and reports outcomes (`engine.Engine`); `scheduling` decides what runs when, whatever the engine.
+An engine takes tasks and reports outcomes (`engine.Engine`). `scheduling` decides what runs when, for any engine.
+Whether a shard is done is read from the store alone.
 """

@@ -1,4 +1,4 @@
-"""What the scheduler asks of an engine."""
+"""The interface through which the scheduler uses an engine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pipeline.executors.worker import Outcome, Task
 
 
 class Engine(Protocol):
+    """Something that runs tasks and reports their outcomes."""
+
     def slots(self, stage: str) -> int:
-        """Tasks of a stage that run at the same time. May change while a cluster grows or shrinks."""
+        """Return how many tasks of a stage can run at the same time. It may change as a cluster grows or shrinks."""
 
     def capacity(self, stage: str) -> int:
-        """Tasks of a stage to hand over at most, running or next in line: the back-pressure."""
+        """Return how many tasks of a stage may be submitted at most, running or queued."""
 
     def submit(self, task: Task) -> None: ...
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """The outcomes that came in, after at most so many seconds."""
+        """Wait at most `seconds` for outcomes, and return those that came in."""
 
     def drop(self, task: Task) -> None:
-        """Stops a task whose outcome is no longer wanted; it is never reported."""
+        """Stop a task whose outcome is no longer wanted. Its outcome is never reported."""
 
     def close(self) -> None:
-        """Stops all that still runs."""
+        """Stop all tasks that still run."""

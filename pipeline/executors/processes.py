@@ -1,4 +1,4 @@
-"""Worker processes on this machine, one a device: started with `spawn`, replaced when they die."""
+"""Worker processes on this machine, one per device. They are started with `spawn` and replaced when they die."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.executors.worker import Outcome, Task, WorkerSpec, begin, perform
 from pipeline.job import Job
 from store.errors import UsageError
 
-MOST_THREADS = 256  # no limit of ours: the engine hands out no more tasks than are to run at once
+MOST_THREADS = 256  # of a worker; never reached, as the engine sends a worker no more tasks than run at once
 
 
 @dataclass
@@ -32,8 +32,11 @@ class _Worker:
 
 
 class Processes:
-    """An engine of `workers` processes, each with as many shards at once as `at_once` says of a stage. A process that
-    dies loses its tasks and is replaced."""
+    """An engine of worker processes.
+
+    There are `workers` processes, and each runs `at_once(stage)` shards of a stage at the same time. The tasks of a
+    process that dies are reported as failed, and the process is replaced.
+    """
 
     def __init__(self, given: WorkerSpec, workers: int, at_once: Callable[[str], int] = lambda stage: 1) -> None:
         self.given = given
@@ -50,36 +53,36 @@ class Processes:
         return self.slots(stage)
 
     def _start(self, number: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
+        parent_end, worker_end = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, self.given, self._devices[number]), daemon=True, name=f"unitscope-{number}"
+            target=_serve, args=(worker_end, self.given, self._devices[number]), daemon=True, name=f"unitscope-{number}"
         )
         process.start()
-        theirs.close()  # so that a worker's death closes the pipe
-        return _Worker(number, process, ours)
+        worker_end.close()  # so that a worker's death closes the pipe
+        return _Worker(number, process, parent_end)
 
     def submit(self, task: Task) -> None:
         self._queue.append(task)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Each task to the worker that has least to do, where it has room."""
+        """Send each queued task to the worker with the fewest tasks, until all workers are full."""
         while self._queue:
             worker = min(self._workers, key=lambda w: len(w.tasks))
             if len(worker.tasks) >= self._at_once(self._queue[0].stage):
                 return
             task = self._queue.popleft()
             worker.tasks.append(task)
-            with contextlib.suppress(OSError):  # it died idle: `wait` hears of it
+            with contextlib.suppress(OSError):  # the worker died while it was idle: `wait` will notice
                 worker.pipe.send(task)
 
     def wait(self, seconds: float) -> list[Outcome]:
-        found = []
+        outcomes = []
         busy = {worker.pipe: worker for worker in self._workers if worker.tasks}
         for pipe in wait(list(busy), seconds):
-            found += self._receive(busy[pipe])  # type: ignore[index]
+            outcomes += self._receive(busy[pipe])  # type: ignore[index]
         self._hand_out()
-        return found
+        return outcomes
 
     def _receive(self, worker: _Worker) -> list[Outcome]:
         try:
@@ -108,25 +111,25 @@ class Processes:
     def close(self) -> None:
         for worker in self._workers:
             if worker.tasks:
-                worker.process.kill()  # a shard half done leaves nothing but temporaries
+                worker.process.kill()  # an unfinished shard leaves only temporary files
             worker.pipe.close()
         for worker in self._workers:
             worker.process.join(5)
 
 
 def devices_of_workers(workers: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each worker: one of those visible here, in turn."""
+    """Return CUDA_VISIBLE_DEVICES of each worker: the devices visible here, in turn; "" if there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     return [names[number % len(names)] if names else "" for number in range(workers)]
 
 
 def _serve(pipe: Connection, given: WorkerSpec, visible: str) -> None:
-    """A worker's life: tasks in, outcomes out, until the other end of the pipe is gone."""
+    """Run tasks from the pipe and send their outcomes back, until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible  # before CUDA is first touched
-    job: Job | str | None = None  # or why there is none
+    job: Job | str | None = None  # a string is the error why there is no job
     sending = threading.Lock()
 
     def answer(job: Job | str, task: Task) -> None:
@@ -146,6 +149,7 @@ def _serve(pipe: Connection, given: WorkerSpec, visible: str) -> None:
 
 
 def _begin(given: WorkerSpec) -> Job | str:
+    """Return the worker's job, or the error why it cannot be made."""
     try:
         return begin(given)
     except UsageError as error:

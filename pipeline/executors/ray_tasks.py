@@ -1,7 +1,9 @@
-"""Shards as tasks of a Ray cluster: placement, lost tasks and new nodes are Ray's matter; what is done is the store's.
+"""Run shards as tasks of a Ray cluster.
 
-Tasks rather than actors: a pool of actors hangs when a node dies and no spare can hold them. `max_calls=0` keeps the
-worker process, and with it the model, from task to task: tasks with GPUs would otherwise start a process each.
+Ray places the tasks, retries lost ones and uses new nodes; the store alone says which shards are done. Tasks are used
+rather than actors, because a pool of actors hangs if a node dies and no other node has room for them. `max_calls=0`
+keeps the worker process, and with it the model, from task to task. Otherwise every task with a GPU would start
+a process.
 """
 
 from __future__ import annotations
@@ -27,27 +29,28 @@ try:
 except ImportError:
     raise UsageError("--executor ray needs Ray: pip install 'unitscope[ray]'") from None
 
-RETRIES = 3  # Ray's own, of tasks whose worker or node died
-PROBE = 600.0  # seconds for the first task: a cluster that grows on demand may begin with no worker
+RETRIES = 3  # how often Ray itself reruns a task whose worker or node died
+PROBE = 600.0  # seconds to wait for the first task: a cluster that grows on demand may start without a node
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one task takes of a node."""
+    """The resources of a node that one task takes."""
 
     cpus: int
     gpus: float
 
     def fits(self, resources: dict[str, float]) -> int:
-        """Tasks that a node with these resources runs at the same time."""
+        """Return how many tasks a node with these resources runs at the same time."""
         by_cpu = math.floor(resources.get("CPU", 0.0) / self.cpus + 1e-9)
         return min(by_cpu, math.floor(resources.get("GPU", 0.0) / self.gpus + 1e-9)) if self.gpus else by_cpu
 
 
 def connect(config: Config, root: Path, address: str | None) -> Job:
-    """Attaches to the cluster at `address` ("auto", HOST:PORT; $RAY_ADDRESS), or starts Ray here.
+    """Connect to the cluster at `address` ("auto" or HOST:PORT), else at $RAY_ADDRESS, else start Ray here.
 
-    Returns the job as the cluster's nodes would compute it. Raises UsageError where none has room for a task.
+    Returns the job as the nodes of the cluster will compute it. Raises UsageError if no cluster answers, if no node has
+    room for a task, or if a node lacks the device.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     try:
@@ -62,11 +65,11 @@ def connect(config: Config, root: Path, address: str | None) -> Job:
     except ray.exceptions.GetTimeoutError:
         raise UsageError(
             f"the Ray cluster has no room for a task of {need.cpus} CPUs and {need.gpus:g} GPUs; it has "
-            f"{_resources_text()}: see [compute] gpus and threads"
+            f"{_resources_text()}: lower [compute] gpus or threads"
         ) from None
     except ray.exceptions.RayTaskError as error:
-        raise UsageError(f"a node of the Ray cluster cannot take part: {error.cause}") from error
-    # Threads are what Ray gives a task, whatever cores its node has.
+        raise UsageError(f"a node of the Ray cluster cannot run tasks: {error.cause}") from error
+    # A task uses as many threads as Ray gives it cores, however many cores its node has.
     compute = replace(config.compute, device=device, threads=need.cpus, workers=1)
     return Job(replace(config, compute=compute), root, device=device, where={"engine": "ray"})
 
@@ -77,7 +80,11 @@ def _wants_gpu(config: Config) -> bool:
 
 
 def _need(config: Config, device: str) -> Need:
-    """`[compute] gpus` of a GPU, and `threads` cores: by default what a node has for each of its GPUs."""
+    """Return what a task takes: `[compute] gpus` and `threads`.
+
+    By default it takes one GPU on "cuda", and that GPU's share of the cores of the node that has the fewest per GPU;
+    on "cpu" it takes one core.
+    """
     compute = config.compute
     gpus = compute.gpus or (1.0 if device == "cuda" else 0.0)
     if gpus and not compute.threads:
@@ -88,12 +95,12 @@ def _need(config: Config, device: str) -> Need:
 
 
 def _resources_text() -> str:
-    found = ray.cluster_resources()
-    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs on {len(ray.nodes())} node(s)"
+    resources = ray.cluster_resources()
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs on {len(ray.nodes())} node(s)"
 
 
 class RayTasks:
-    """An engine of Ray tasks, at most `most` at a time where that is given."""
+    """An engine of Ray tasks, of which at most `most` run at a time; 0 means as many as the cluster has room for."""
 
     def __init__(self, job: Job, most: int = 0) -> None:
         self.need = _need(job.spec.config, job.spec.device)
@@ -111,7 +118,10 @@ class RayTasks:
         return min(slots, self.most) if self.most else slots
 
     def capacity(self, stage: str) -> int:
-        """As many in line as run: no worker waits for the driver, and an autoscaler sees what is wanted."""
+        """Return twice the slots, or `most` if it is given.
+
+        With as many tasks queued as run, no worker waits for the driver, and an autoscaler sees the demand.
+        """
         return self.most or max(2 * self.slots(stage), 1)
 
     def submit(self, task: Task) -> None:
@@ -133,7 +143,7 @@ class RayTasks:
             return Outcome(task, error=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
     def drop(self, task: Task) -> None:
-        for ref in [ref for ref, found in self._flying.items() if found == task]:
+        for ref in [ref for ref, running in self._flying.items() if running == task]:
             del self._flying[ref]
             ray.cancel(ref, force=True)
 
@@ -143,8 +153,8 @@ class RayTasks:
         ray.shutdown()
 
 
-_jobs: dict[str, Job] = {}  # one a worker process, which Ray keeps for one driver
-_first_gpus: list[Any] = []
+_jobs: dict[str, Job] = {}  # by fingerprint; a worker process has one, as Ray keeps a process for one driver
+_first_gpus: list[Any] = []  # the GPUs of this process's first task
 
 
 def _compute(given: WorkerSpec, task: Task) -> Outcome:
@@ -162,8 +172,11 @@ def _compute(given: WorkerSpec, task: Task) -> Outcome:
 
 
 def _refuse_another_gpu(assigned: list[Any]) -> None:
-    """A process sees the GPUs it had when CUDA was first touched. Where Ray gives it another, it ends before it begins,
-    and Ray sends the task to a new process: two on one GPU would halve both."""
+    """Exit if Ray gives this process another GPU than its first task had; Ray then reruns the task in a new process.
+
+    A process keeps using the GPUs that were visible when CUDA was initialized. If it went on, two tasks might share a
+    GPU and each run at half speed.
+    """
     if not _first_gpus:
         _first_gpus.append(assigned)
     if _first_gpus[0] != assigned:

@@ -1,4 +1,4 @@
-"""Running one shard where it was sent, with a log of where its time went: the same for every engine."""
+"""Run one shard in a worker, and log where its time went. Every engine uses this."""
 
 from __future__ import annotations
 
@@ -21,20 +21,26 @@ from store.publish import DisagreementError
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is begun with. `folder` is where the command was given: a config's paths are relative to it."""
+    """What a worker needs to make its job.
+
+    `root` is the store. `folder` is the working directory of the command, to which the config's paths are relative.
+    """
 
     config: Config
     root: Path
     folder: str
     device: str
     fingerprint: str
-    where: dict[str, str] = field(default_factory=dict)  # said in every line of the log
+    where: dict[str, str] = field(default_factory=dict)  # facts for every line of the log
 
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt at a shard; `attempt` counts from 0 and tells a straggler's twin from the straggler; `later`: of a
-    later phase, which reads the phases before."""
+    """One attempt at a shard.
+
+    `attempt` counts from 0 and tells the second copy of a straggler from the first. `later` says whether the shard is
+    of a later phase of its stage, which reads the phases before.
+    """
 
     stage: str
     shard: Shard
@@ -44,7 +50,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`error` is empty where the shard is committed; `fatal`: trying again would fail again."""
+    """How a task ended.
+
+    `error` is empty if the shard is committed. `fatal` says that another attempt would fail too. `seconds` is the time
+    that the task took.
+    """
 
     task: Task
     seconds: float = 0.0
@@ -53,19 +63,20 @@ class Outcome:
 
 
 def given(job: Job, **where: str) -> WorkerSpec:
+    """Return the specification of workers that compute this job; `where` holds facts for their log lines."""
     return WorkerSpec(
         job.spec.config, job.store.root.absolute(), os.getcwd(), job.spec.device, job.spec.fingerprint, where
     )
 
 
 def begin(given: WorkerSpec) -> Job:
-    """A worker's job. Raises UsageError where this machine would compute something else than the one that asked."""
+    """Make a worker's job. Raises UsageError if this machine would not compute the same run as the one that asked."""
     try:
         os.chdir(given.folder)
     except OSError as error:
         raise UsageError(
-            f"{given.folder} cannot be entered on {os.uname().nodename} ({error.strerror}): give the command "
-            "in a folder that every node sees, or name config and pictures by paths that every node sees"
+            f"{given.folder} cannot be entered on {os.uname().nodename} ({error.strerror}): run the command "
+            "in a folder that every node sees"
         ) from error
     set_up()
     job = Job(given.config, given.root, progress=False, device=given.device, where=given.where)
@@ -78,7 +89,7 @@ def begin(given: WorkerSpec) -> Job:
 
 
 def perform(job: Job, task: Task) -> Outcome:
-    """Runs a task and says how it went: what goes wrong here is for the scheduler to judge."""
+    """Run a task and return its outcome. Errors are returned rather than raised: the scheduler decides what follows."""
     started = time.perf_counter()
     try:
         stage = stage_named(task.stage)
@@ -86,14 +97,18 @@ def perform(job: Job, task: Task) -> Outcome:
         run_shard(job, stage, task.shard)
     except UsageError as error:
         return Outcome(task, time.perf_counter() - started, str(error), fatal=True)
-    except Exception as error:  # of any kind: another worker may have better luck
+    except Exception as error:  # of any kind: an attempt on another worker may succeed
         return Outcome(task, time.perf_counter() - started, f"{type(error).__name__}: {error}")
     return Outcome(task, time.perf_counter() - started)
 
 
 def run_shard(job: Job, stage: Stage, shard: Shard, advance: Callable[[int], None] = lambda _: None) -> None:
-    """Runs one shard. Another process may finish it, or the whole stage, and take the partials away meanwhile: then it
-    is done. Two that finished and disagree are an error."""
+    """Run one shard and log it.
+
+    Meanwhile another process may commit the shard, or finish the whole stage and remove the partials that this one
+    reads. An error is then ignored, since the shard is done. Raises DisagreementError if both computed the shard and
+    their results differ.
+    """
     names = {"run": job.store.run, "stage": stage.name, "shard": shard.name}
     job.store.log.write("begin", **names)
     started = time.perf_counter()

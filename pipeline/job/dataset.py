@@ -19,7 +19,10 @@ from store.errors import UsageError
 
 
 class Dataset:
-    """The images of a config's `[dataset]`. `images` and what follows from it need the committed index."""
+    """The images of a config's `[dataset]`.
+
+    `source`, `name`, `entries` and `listing` need only the source; everything else needs the committed index.
+    """
 
     def __init__(self, config: Config, root: Path) -> None:
         self._config, self._root = config.dataset, root
@@ -39,7 +42,7 @@ class Dataset:
 
     @functools.cached_property
     def listing(self) -> str:
-        """SHA-256 of what the source tells without reading images."""
+        """SHA-256 of the listing of the source, for which no image is read."""
         return self.source.listing(lambda: self.entries)
 
     @functools.cached_property
@@ -55,7 +58,7 @@ class Dataset:
         return order[status[order] == "accepted"].astype(np.int64)
 
     def entry(self, image_id: int) -> Entry:
-        """Return where an indexed image lies."""
+        """Return the location of an indexed image in the source."""
         files, offsets, lengths = self._places
         return Entry(self._paths[image_id], None, files[image_id], offsets[image_id], lengths[image_id])
 
@@ -82,7 +85,7 @@ class Dataset:
             data = self.source.read(self.entry(image_id))
         except OSError as error:
             raise UsageError(
-                f"{path} was indexed and cannot be read now ({error.strerror}): put it back, run again"
+                f"{path} was indexed and cannot be read now ({error.strerror}): put it back and run again"
             ) from error
         if hashlib.sha256(data).hexdigest() != self._digests[image_id]:
             raise UsageError(

@@ -22,7 +22,10 @@ class Job:
     def __init__(
         self, config: Config, root: Path, progress: bool = True, device: str = "", where: dict[str, str] | None = None
     ) -> None:
-        """`device` replaces this machine's own if another machine computes. `where` holds facts for every log line."""
+        """Make a job.
+
+        `device` replaces this machine's own if another machine computes. `where` holds facts for every log line.
+        """
         self.spec = Spec(config, device or resolve_device(config.compute.device))
         self.dataset = Dataset(config, root)
         self.store = RunStore(self.spec, self.dataset, root, where or {"engine": "local"})

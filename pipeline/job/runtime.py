@@ -1,4 +1,4 @@
-"""What computes a job in this process: threads, decoding, and the network that measures units."""
+"""The means to compute a job in this process: threads, decoding, and the network that measures units."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Runtime:
 
     @functools.cached_property
     def network_threads(self) -> ThreadPoolExecutor:
-        """Run as many forward passes at a time as there are streams, however many shards are at work."""
+        """A pool that runs as many forward passes at a time as there are streams, however many shards are computed."""
         return ThreadPoolExecutor(self.streams)
 
     @functools.cached_property
     def _decoders(self) -> ThreadPoolExecutor:
-        """Threads that decode, the same for all shards, so that what libraries keep per thread is kept once."""
+        """Threads that decode. All shards share them, so that libraries keep their per-thread data once, not per shard."""
         return ThreadPoolExecutor(max(self.threads, 1))
 
     def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:

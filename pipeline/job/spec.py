@@ -1,4 +1,4 @@
-"""What a job computes: its config, model and layers, and the fingerprint of all that changes results."""
+"""What a job computes: its config, model and layers, and the fingerprint of everything that changes results."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Spec:
             hint = did_you_mean(glob, names) or f"see `unitscope layers {self.config.model.source}`"
             return UsageError(f"[visualize] layers: {glob!r} matches no layer of the run: {hint}")
 
-        found = set(matching(names, chosen, no_match))
-        return tuple(layer for layer in self.layers if layer.name in found)
+        names_chosen = set(matching(names, chosen, no_match))
+        return tuple(layer for layer in self.layers if layer.name in names_chosen)
 
     @functools.cached_property
     def keys(self) -> dict[str, dict[str, Any]]:
@@ -63,7 +63,8 @@ class Spec:
         """SHA-256 over everything that changes results."""
         body = {
             "config": {k: self.keys[k] for k in self.keys if k not in ("model", "dataset")},
-            "dataset": {k: v for k, v in self.keys["dataset"].items() if k != "source"},  # its contents have a digest
+            # Without the source: pictures may move, and the index has a digest of their contents.
+            "dataset": {k: v for k, v in self.keys["dataset"].items() if k != "source"},
             "layers": [layer.name for layer in self.layers],
             "preprocessing": self.model.preprocess.as_dict(),
             "versions": {"torch": torch.__version__, "unitscope": version("unitscope")},

@@ -1,4 +1,4 @@
-"""What a stage is to the pipeline: its shards, and the function that computes one."""
+"""The interface of a stage: how it is divided into shards, and the function that computes one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Expected:
-    """How many shards a stage will have, before its inputs are there: in the first phase, and later.
+    """How many shards a stage will have, in its first phase and later, as estimated before its inputs exist.
 
     `exact` is False if rejected images or dead units may lower the number.
     """
@@ -58,7 +58,7 @@ def _may_rerun(job: Job, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """How one of the stages of `store.stages` is computed.
+    """The implementation of one of the stages of `store.stages`.
 
     `phases` returns lists of shards; each list is finished before the next one begins. `run` computes one shard and
     commits it, calling its last argument with the progress made. `expected` returns the number of shards before they

@@ -54,18 +54,21 @@ class RunStore:
         return publish.find_record(self.root, self.run, stage, shard)
 
     def done(self, stage: str) -> dict[str, Record]:
-        """Return the committed shards of a stage. Raises UsageError if their fingerprint is another one."""
-        found = publish.records(self.root, self.run, stage)
-        if stage == "index" and any(record.facts["listing"] != self._dataset.listing for record in found):
+        """Return the records of a stage's committed shards, by shard.
+
+        Raises UsageError if they have another fingerprint, or if the index is of other images.
+        """
+        records = publish.records(self.root, self.run, stage)
+        if stage == "index" and any(record.facts["listing"] != self._dataset.listing for record in records):
             raise UsageError(self.other_pictures)
-        for record in found:
+        for record in records:
             if record.fingerprint != self._spec.fingerprint:
                 raise UsageError(self._other_config())
-        return {record.shard: record for record in found}
+        return {record.shard: record for record in records}
 
     @functools.cached_property
     def accepted(self) -> NDArray[np.int64]:
-        """image_id of the images that the scan could decode, in order of position."""
+        """image_id of the images that the scan could decode, in order of position. It needs the complete scan."""
         rejected = [i for record in self.done("scan").values() for i, _ in record.facts["rejected"]]
         return self._dataset.readable[~np.isin(self._dataset.readable, rejected)]
 
@@ -81,10 +84,10 @@ class RunStore:
             return "or other weights or versions"
         old = tomllib.loads(record.facts["config"])
         new = tomllib.loads(configs.to_toml(self._spec.keys))
-        found = [
+        differences = [
             f"[{section}] {key} was {old.get(section, {}).get(key)!r}, is {value!r}"
             for section, entries in new.items()
             for key, value in entries.items()
             if old.get(section, {}).get(key) != value
         ]
-        return "; ".join(found[:3]) or "other weights, or another version of torch or unitscope"
+        return "; ".join(differences[:3]) or "other weights, or another version of torch or unitscope"

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep the memory of large tensors."""
+"""Tell the C library's allocator to keep the memory of large tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system and faulting its pages in again.
 
-    This made the eager forward pass 2.4 times faster. Benchmarks do it for both sides of a comparison.
+    This made the eager forward pass 2.4 times faster. Benchmarks call it for both sides of a comparison.
     """
     if not sys.platform.startswith("linux"):
         return

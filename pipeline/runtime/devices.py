@@ -17,7 +17,10 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 
 def resolve_device(wanted: str) -> str:
-    """Return "cpu" or "cuda" for a config's device; "auto" is cuda if there is a GPU. Raises UsageError."""
+    """Return "cpu" or "cuda" for a config's device. "auto" is "cuda" if there is a GPU.
+
+    Raises UsageError for "cuda" if torch sees no GPU.
+    """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -28,7 +31,7 @@ def resolve_device(wanted: str) -> str:
 def threads_of_worker(threads: int, workers: int) -> int:
     """Return the number of threads of one worker; 0 means the cores that this process may use, divided by workers.
 
-    Under Slurm these are the cores that Slurm gave, since without cgroups it does not bind a task to them.
+    Under Slurm they are at most the cores that Slurm gave: without cgroups it does not bind a task to these.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
@@ -37,11 +40,11 @@ def threads_of_worker(threads: int, workers: int) -> int:
 
 
 def set_up() -> None:
-    """Prepare this process for computing: keep memory, and run each operation on one thread.
+    """Prepare this process for computing: keep freed memory, and run each operation on one thread.
 
-    A worker runs whole batches side by side instead (`ordered_map`). Results then have the same bits on any number of
-    threads (oneDNN divides small batches by thread), and threads never spin at each other's barriers: with one other
-    busy process on the machine, that made the forward pass five times faster.
+    Instead, a worker runs whole batches side by side (`ordered_map`). Results then have the same bits for any number of
+    threads, although oneDNN divides small batches by the number of threads. Threads also never spin at each other's
+    barriers: with one other busy process on the machine, that made the forward pass five times faster.
     """
     keep_memory()
     torch.set_num_threads(1)

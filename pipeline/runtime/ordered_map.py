@@ -16,9 +16,10 @@ R = TypeVar("R")
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], threads: int, pool: ThreadPoolExecutor | None = None
 ) -> Iterator[R]:
-    """Yield `function(item)` in the order of `items`, computing `threads` of them at a time; items are drawn late.
+    """Yield `function(item)` in the order of `items`, computing `threads` of them at a time.
 
-    The function runs in threads of its own, or in those of a shared `pool`.
+    The function runs in new threads, or in those of a shared `pool`. Without a pool and with one thread, it runs in the
+    calling thread. Items are drawn only shortly before they are needed.
     """
     if pool is not None:
         yield from _in_pool(function, items, threads, pool)

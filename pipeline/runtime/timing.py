@@ -1,8 +1,8 @@
-"""Where a shard's time goes: seconds by phase, counted in whichever threads work for it.
+"""Measure where a shard's time goes: seconds by phase, over all threads that work for the shard.
 
-`with phase("forward"): ...` counts for the shard that the calling thread works for (`counting`). The time of a phase
-inside another is taken off the outer one. Thread pools hand the shard on with `propagate_timing`. Clocks are those of
-the host: on a GPU, work that is only queued counts where the host first waits for it.
+`with phase("forward"): ...` adds to the `Seconds` of the shard that the calling thread works for (see `counting`). The
+time of a phase inside another is subtracted from the outer one. `propagate_timing` lets a thread of a pool count for
+the same shard. Times are those of the host: work queued on a GPU counts in the phase in which the host waits for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Seconds:
-    """Thread-seconds by phase: decoding beside the network may add up to more than the wall clock's."""
+    """Seconds by phase, summed over threads. As threads run side by side, the sum may exceed the wall time."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -37,12 +37,12 @@ class Seconds:
 
 
 _counted: contextvars.ContextVar[Seconds | None] = contextvars.ContextVar("counted", default=None)
-_inside = threading.local()  # seconds of the phases inside the one that is open in this thread
+_inside = threading.local()  # seconds of the phases that ended inside the phase that is open in this thread
 
 
 @contextmanager
 def counting() -> Iterator[Seconds]:
-    """Phases of this thread, and of what it hands on with `propagate_timing`, count here."""
+    """Collect the phases of this thread, and of functions that it passes on with `propagate_timing`."""
     seconds = Seconds()
     token = _counted.set(seconds)
     try:
@@ -53,6 +53,7 @@ def counting() -> Iterator[Seconds]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
+    """Count the time inside the `with` block for the phase `name`, less that of phases inside it."""
     seconds = _counted.get()
     if seconds is None:
         yield
@@ -68,7 +69,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 def timed(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """The decorator of the same."""
+    """Return a decorator that counts the whole function for the phase `name`."""
 
     def wrap(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -82,7 +83,7 @@ def timed(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def propagate_timing(function: Callable[P, T]) -> Callable[P, T]:
-    """The function for another thread, where its phases count for the shard that this thread works for."""
+    """Wrap a function that runs in another thread: its phases count for the shard that this thread works for."""
     seconds = _counted.get()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -96,7 +97,7 @@ def propagate_timing(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def timed_iter(items: Iterable[T]) -> Iterator[T]:
-    """The items; drawing one counts as waiting for data."""
+    """Yield the items, counting the time to draw each for the phase "wait"."""
     drawn = iter(items)
     while True:
         with phase("wait"):
