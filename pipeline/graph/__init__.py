@@ -1,4 +1,4 @@
-"""Networks as graphs: tracing, layers and what is known of them, folding, taps and truncation."""
+"""Networks as graphs: trace a network, describe its layers, fold batch norms, add taps and truncate."""
 
 from pipeline.graph.batchnorm_folding import fold_norms
 from pipeline.graph.cpu.fusion import fused

@@ -1,4 +1,4 @@
-"""Folding batch norms into the convolutions before them, in float64."""
+"""Fold batch norms into the convolutions before them, in float64."""
 
 import copy
 from collections import Counter
@@ -14,10 +14,11 @@ from pipeline.graph.surgery import attach, copied, replace_node
 
 
 def fold_norms(module: fx.GraphModule, keep: Collection[str]) -> fx.GraphModule:
-    """A network without the batch norms that follow a convolution; `keep` names convolutions left as they are.
+    """Return a network without the batch norms that follow a convolution. `keep` names convolutions to leave alone.
 
-    The folded convolution takes the norm's node name and the convolution's own name disappears, so that a layer means
-    the same before and after; of a norm with an activation inside, the activation takes the name."""
+    The folded convolution takes the norm's node name, and the convolution's own name disappears. So a name means the
+    same layer before and after. If the norm has an activation inside, the activation takes the norm's name.
+    """
     fresh = copied(module)
     calls = Counter(id(_called(node, fresh)) for node in fresh.graph.nodes if node.op == "call_module")
     for node in list(fresh.graph.nodes):
@@ -34,8 +35,11 @@ def _called(node: fx.Node, module: fx.GraphModule) -> nn.Module | None:
 
 
 def is_plain(conv: nn.Module) -> bool:
-    """Whether it is a convolution that computes what its numbers, one a side, say: it has no hook and no forward of its
-    own, as those that change their weight on the fly have (weight standardisation); timm's padding is known."""
+    """Whether a module is a convolution that computes exactly what its weight and settings say.
+
+    It must have no hook and no forward of its own; weight standardisation has one, to change the weight at each call.
+    timm's convolution with "same" padding is allowed. Padding, stride and dilation must not be single numbers.
+    """
     if not isinstance(conv, nn.Conv2d) or is_hooked(conv) or vars(conv).keys() & CONVOLUTION_METHODS:
         return False
     if isinstance(conv.padding, int) or isinstance(conv.stride, int) or isinstance(conv.dilation, int):
@@ -45,11 +49,14 @@ def is_plain(conv: nn.Module) -> bool:
 
 
 def _foldable(node: fx.Node, module: fx.GraphModule, keep: Collection[str], calls: Counter[int]) -> fx.Node | None:
-    """The convolution whose only user is this norm, if both are plain and the convolution is called once."""
+    """Return the convolution that this norm can be folded into, or None.
+
+    Both must be plain, the norm must be the convolution's only user, and the convolution must be called once.
+    """
     norm = _called(node, module)
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.training or is_hooked(norm):
         return None
-    # a norm that does more (its own forward) may not be affine; timm's adds an activation and nothing else
+    # A norm with its own forward may not be affine. timm's BatchNormAct2d only adds an activation.
     plain = type(norm).forward is nn.BatchNorm2d.forward or type(norm).__name__ == "BatchNormAct2d"
     source = node.args[0] if node.args else None
     if not plain or not isinstance(source, fx.Node) or len(source.users) != 1 or source.name in keep:
@@ -76,7 +83,8 @@ def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> Non
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     weight, bias = _folded_weights(conv, norm)
     if is_same_padded(conv) and any(_needs_padding_by_size(conv, axis) for axis in (0, 1)):
-        fused = copy.deepcopy(conv)  # keeps padding by the picture's size: visualizations use other sizes than scans
+        # The padding must follow the picture's size, because visualizations use other sizes than scans.
+        fused = copy.deepcopy(conv)
     else:
         reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         padding = (reach[0] // 2, reach[1] // 2) if is_same_padded(conv) else conv.padding
@@ -97,7 +105,7 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def _needs_padding_by_size(conv: nn.Conv2d, axis: int) -> bool:
-    """ "Same" padding is one constant only at stride 1, and symmetric only where it is even."""
+    """Whether "same" padding is no fixed number: it is constant only at stride 1, and symmetric only if it is even."""
     return conv.stride[axis] != 1 or (conv.kernel_size[axis] - 1) * conv.dilation[axis] % 2 != 0
 
 

@@ -1,4 +1,4 @@
-"""The default layers, "blocks": what a person who looks at a network would want to see of it (DESIGN section 1)."""
+"""Choose the default layers, "blocks": the outputs of a network's building blocks, which people look at first."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from pipeline.graph.analysis.axes import Axes
 from pipeline.graph.ops import TRANSPARENT, Op, argument
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
-# A convolution is the end of a block where something else than these takes its output.
+# A convolution ends a block if any consumer is not an activation, a norm, an add, a mul or a cat along channels.
 _TAKES_PART = frozenset({"add", "mul", "cat"})
 
 
 @dataclass(frozen=True)
 class View:
-    """What the rule looks at. `depends`: 2 where a node depends on the picture through a weight."""
+    """What the rule looks at. `depends` is 2 if a node depends on the picture through a weight (see `dependence`)."""
 
     nodes: tuple[fx.Node, ...]
     ops: Mapping[fx.Node, Op]
@@ -26,7 +26,12 @@ class View:
 
 
 def choose(view: View, logits: str | None) -> set[fx.Node]:
-    """The nodes of "blocks"."""
+    """Return the nodes of "blocks", among those that depend on the picture through a weight.
+
+    These are activations, concatenations along channels (unless only norms use them), residual sums (unless only
+    activations use them), convolutions that end a block or the norms on them, and the node named `logits`. Depthwise
+    convolutions and gates are left out, and so is a node that is only concatenated.
+    """
     gates = _gates(view)
     chosen: set[fx.Node] = set()
     ends: set[fx.Node] = set()
@@ -51,7 +56,7 @@ def choose(view: View, logits: str | None) -> set[fx.Node]:
 
 
 def _consumers(node: fx.Node, view: View) -> Iterator[fx.Node]:
-    """What works on a node's output, looked for through whatever hands values on (dropout, permute, reshape)."""
+    """Yield the nodes that work on a node's output; look through those that only pass it on (dropout, reshape)."""
     for user in node.users:
         if user.op == "output":
             yield user
@@ -69,7 +74,7 @@ def _is_part(user: fx.Node, view: View) -> bool:
 
 
 def _is_end(node: fx.Node, view: View) -> bool:
-    """Whether a convolution, or the norm on it, is worked on by something that is no part of the same block."""
+    """Whether anything outside the block uses the output of a convolution, or of the norm on it."""
     return any(not _is_part(user, view) for user in _consumers(node, view))
 
 
@@ -78,8 +83,8 @@ def _plain_norm(op: Op) -> bool:
 
 
 def _along_channels(node: fx.Node, view: View) -> bool:
-    found, dim = view.axes.get(node), argument(node, 1, "dim", 0)
-    return found is not None and isinstance(dim, int) and found.roles[dim] == "c"
+    node_axes, dim = view.axes.get(node), argument(node, 1, "dim", 0)
+    return node_axes is not None and isinstance(dim, int) and node_axes.roles[dim] == "c"
 
 
 def _residual(node: fx.Node, view: View) -> bool:
@@ -93,13 +98,13 @@ def _depthwise(module: nn.Module | None) -> bool:
 
 
 def _only_catenated(node: fx.Node, view: View) -> bool:
-    """The catenation has the same units."""
+    """Whether all consumers are concatenations, which then have the same units."""
     users = list(_consumers(node, view))
     return bool(users) and all(user in view.ops and view.ops[user].kind == "cat" for user in users)
 
 
 def _gates(view: View) -> set[fx.Node]:
-    """The smaller operand of a broadcasting product, and what only serves to compute it."""
+    """Return the smaller operands of broadcasting products, and the nodes that only serve to compute them."""
     gates: set[fx.Node] = set()
     products: dict[fx.Node, fx.Node] = {}
     for node in view.nodes:

@@ -14,11 +14,14 @@ from pipeline.graph.trace import trace
 from store.errors import UsageError, did_you_mean
 from store.layer_globs import matching
 
-_LISTED = 24  # names in an error
+_LISTED = 24  # most layer names that an error lists
 
 
 class Graph:
-    """A traced network. `module` gives bit for bit what the network gives; `logits` names the node of its output."""
+    """A traced network. `module` computes the same bits as the original network.
+
+    `logits` is the name of the output node, or None if the output is not a single tensor [N, classes].
+    """
 
     def __init__(self, module: fx.GraphModule, paths: Mapping[str, str], input_shape: tuple[int, ...]):
         self.module = module
@@ -32,7 +35,11 @@ class Graph:
         self.logits = self._find_logits()
 
     def layers(self, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
-        """Layers in execution order: "blocks" (the default), "all", or the names and globs of a list."""
+        """Return layers in execution order, with indices from 0.
+
+        choose: "blocks" (the default layers), "all", a name, a glob, or a list of names and globs. Raises UsageError if
+        a name or glob matches no layer.
+        """
         if choose == "all":
             picked = list(self._all)
         elif choose == "blocks":
@@ -45,26 +52,26 @@ class Graph:
         return tuple(replace(layer, index=index) for index, layer in enumerate(picked))
 
     def edges(self, layers: Sequence[Layer]) -> tuple[tuple[str, str], ...]:
-        """(source, target): target is reached from source with no other of these layers between."""
+        """Return pairs (source, target): a path leads from source to target through no other of these layers."""
         names: dict[str, list[str]] = {}
         for layer in layers:
             names.setdefault(layer.node, []).append(layer.name)
         nearest: dict[fx.Node, tuple[str, ...]] = {}
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for node in self._nodes:
             above = dict.fromkeys(name for source in node.all_input_nodes for name in nearest[source])
             here = names.get(node.name, [])
-            found += [(source, target) for target in here for source in above]
+            pairs += [(source, target) for target in here for source in above]
             nearest[node] = tuple(here) or tuple(above)
-        return tuple(found)
+        return tuple(pairs)
 
     def sizes(self) -> dict[str, int]:
-        """Values a picture that a node puts out, of those that have pictures along their first axis."""
-        first = {node: found.roles[:1] for node, found in self._axes.items()}
+        """Return the number of values per picture in each node's output, for nodes whose first axis is the batch."""
+        first = {node: node_axes.roles[:1] for node, node_axes in self._axes.items()}
         return {node.name: prod(shape[1:]) for node, shape in self._shapes.items() if first.get(node) == "n"}
 
     def cost(self, layer: Layer) -> int:
-        """What a forward and backward pass from the picture to this layer costs, in multiply-accumulates."""
+        """Estimate a forward and backward pass from the picture to this layer, in multiply-accumulates."""
         return cost.up_to(next(node for node in self._nodes if node.name == layer.node), self._costs)
 
     @cached_property
@@ -75,13 +82,13 @@ class Graph:
     def _all(self) -> tuple[Layer, ...]:
         limits = bounds.intervals(self.module, self._ops)
         fields = receptive.fields(self.module, self._ops, self._shapes, self._axes)
-        found: list[Layer] = []
+        layers: list[Layer] = []
         for node in self._nodes:
             if node not in self._shapes or node not in self._axes or self._depends[node] < 2:
                 continue
             for shape in axes.layouts(self._axes[node], self._shapes[node], shapes.BATCH):
-                found.append(self._layer(node, shape, limits[node], fields[node]))
-        return tuple(found)
+                layers.append(self._layer(node, shape, limits[node], fields[node]))
+        return tuple(layers)
 
     def _layer(
         self,
@@ -114,8 +121,8 @@ class Graph:
         result = self._nodes[-1].args[0]
         if not isinstance(result, fx.Node) or len(self._shapes.get(result, ())) != 2:
             return None
-        found = self._axes.get(result)
-        return result.name if found is not None and found.roles == "nc" else None
+        node_axes = self._axes.get(result)
+        return result.name if node_axes is not None and node_axes.roles == "nc" else None
 
     def _matching(self, patterns: Sequence[str]) -> set[str]:
         names = [layer.name for layer in self._all]
@@ -123,7 +130,11 @@ class Graph:
 
 
 def build(network: nn.Module, family: str, input_shape: tuple[int, ...]) -> Graph:
-    """Trace a network in eval mode. family: "torchvision", "timm" or "python"; input_shape: [1, C, H, W]."""
+    """Trace a network, which must be in eval mode.
+
+    family: "torchvision", "timm" or "python"; input_shape: [1, C, H, W]. Raises UsageError if the network cannot be
+    traced or does not run on that shape.
+    """
     module, paths = trace(network, family)
     return Graph(module, paths, input_shape)
 

@@ -8,7 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """How a node's output maps to [N, C, H, W]; `prefix` counts the tokens before the patch grid."""
+    """How a node's output maps to [N, C, H, W].
+
+    `prefix` is the number of tokens before the patch grid. `only_prefix`: the layer is the first of these tokens alone.
+    """
 
     channel_axis: int
     kind: str  # "nchw" | "nhwc" | "tokens" | "vector"
@@ -18,7 +21,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer. Position p of the map sees input pixels rf_offset + p * rf_stride, and the rf_size - 1 after it."""
+    """One layer, with its receptive field in input pixels.
+
+    Along each axis, position p of the map sees rf_size pixels, the first at rf_offset + p * rf_stride. These three are
+    None if a position can see the whole picture, or if the field is unknown (`rf_global`). `signed`: values can be
+    negative. `upper_bound` is None if no bound is proved.
+    """
 
     index: int
     name: str
@@ -37,7 +45,7 @@ class Layer:
     layout: Layout
 
     def to_nchw(self, x: Tensor) -> Tensor:
-        """The node's output as a view [N, C, H, W]; the layer NODE@prefix is the first prefix token, [N, C, 1, 1]."""
+        """Return a view [N, C, H, W] of the node's output. NODE@prefix is the first prefix token, [N, C, 1, 1]."""
         layout = self.layout
         if layout.kind == "nchw":
             return x
@@ -54,5 +62,5 @@ class Layer:
     def _grid(self, tokens: int) -> tuple[int, int]:
         if tokens == self.height * self.width:
             return self.height, self.width
-        side = math.isqrt(tokens)  # another input size than the one traced: square pictures only
+        side = math.isqrt(tokens)  # the input size is not the traced one: assume a square picture
         return (side, side) if side * side == tokens else (1, tokens)

@@ -1,4 +1,4 @@
-"""What a node does, in one vocabulary for modules, functions and methods: `conv`, `relu`, `add`, `cat`, ..."""
+"""Name what a node does, in one vocabulary for modules, functions and methods: `conv`, `relu`, `add`, `cat`, ..."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.compat.modules import torch_classes
 
-# Subclasses of these are taken whole: tracing into them would only hide what they are.
+# These classes and their subclasses become single nodes: tracing into them would hide which operation they are.
 ELEMENTARY: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (torch_classes("convtranspose"), "convtranspose"),
     (torch_classes("conv"), "conv"),
@@ -61,7 +61,7 @@ ACTIVATIONS = frozenset(
 )
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "viewas", "reshapeas"})
 PERMUTES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t"})
-# The same values at the same places (in eval): looked through when a node's consumers are sought.
+# These keep every value at its position in eval mode. The search for a node's consumers looks through them.
 IDENTITIES = frozenset(
     {
         "dropout",
@@ -98,7 +98,10 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Op:
-    """`kind` is the word of the vocabulary; a norm with a built-in activation has both flags and the latter's kind."""
+    """What a node does. `kind` is a word of the vocabulary.
+
+    A norm with a built-in activation sets both flags and has the kind of the activation.
+    """
 
     kind: str
     module: nn.Module | None
@@ -119,7 +122,7 @@ def module_kind(module: nn.Module) -> str:
 
 
 def fused_activation(module: nn.Module) -> nn.Module | None:
-    """The activation inside a norm such as timm's BatchNormAct2d, None where there is none."""
+    """Return the activation inside a norm such as timm's BatchNormAct2d, or None if there is none."""
     act = getattr(module, "act", None)
     return act if isinstance(act, nn.Module) and not isinstance(act, nn.Identity) else None
 
@@ -131,7 +134,7 @@ def op_of(node: fx.Node, root: nn.Module) -> Op:
         act = fused_activation(module) if kind in NORMS else None
         if act is not None:
             return Op(module_kind(act), module, norm=True, activation=True)
-        # EvoNorm, FilterResponseNorm and the like are named for what they do
+        # EvoNorm, FilterResponseNorm and similar norms are recognized by their class names
         norm = kind in NORMS or (kind not in ACTIVATIONS and "norm" in kind)
         return Op(kind, module, norm=norm, activation=kind in ACTIVATIONS)
     if node.op in ("call_function", "call_method"):
@@ -142,17 +145,17 @@ def op_of(node: fx.Node, root: nn.Module) -> Op:
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a functional or method call, by place or by name."""
+    """Return an argument of a function or method call that was passed by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def data_input(node: fx.Node) -> fx.Node | None:
-    """The first node among the arguments: what a layer works on."""
+    """Return the first node among the arguments, which a layer works on, or None if no argument is a node."""
     return next(iter(node.all_input_nodes), None)
 
 
 def parameters_of(node: fx.Node, root: nn.Module) -> Iterator[Tensor]:
-    """The parameters a node brings in: its module's, or those handed to a function."""
+    """Yield the parameters that a node uses: those of its module, or those passed to its function."""
     if node.op == "call_module":
         yield from root.get_submodule(str(node.target)).parameters()
         return

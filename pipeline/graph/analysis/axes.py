@@ -1,9 +1,12 @@
-"""What each axis of each node's output is, carried through the graph from the weights that consume and make it.
+"""Infer the role of each axis of each node's output, from the weights that produce and consume it.
 
-Roles: n batch, c channel, h and w place, t tokens (a flattened grid, prefix tokens before it), ? anything else.
-A convolution, batch or group norm puts c at axis 1, a linear layer or layer norm at the last; permutations move
-roles, a reshape keeps an axis whose size and whose product of the axes before it are kept, and everything that works
-element by element, pools or pads inherits where its inputs agree.
+Roles: n is the batch, c the channels, h the height, w the width, t tokens (a flattened grid, after any prefix tokens),
+and ? anything else. The rules are:
+
+- A convolution, batch norm or group norm has c at axis 1. A linear layer or layer norm has it at the last axis.
+- A permutation moves the roles.
+- A reshape keeps the role of an axis if its size, and the product of the sizes before it, stay the same.
+- Elementwise operations, pooling and padding inherit the roles on which their inputs agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Axes:
-    """One role letter an axis; for tokens the height and width of the patch grid and the tokens before it."""
+    """One role letter per axis. For tokens: height and width of the patch grid, and the number of tokens before it."""
 
     roles: str
     grid: tuple[int, int] | None = None
@@ -33,7 +36,10 @@ class Axes:
 
 
 def infer(module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes) -> dict[fx.Node, Axes]:
-    """The axes of every node that depends on tensors; two passes, the second with hints from what consumes a node."""
+    """Infer the axes of every tensor, or tuple of tensors, that depends on the picture.
+
+    If a module hides its channel axis, a second pass takes the axis from the node's consumers.
+    """
     axes = _pass(module, ops, shapes, {})
     hints = _hints(axes, ops, shapes)
     return _pass(module, ops, shapes, hints) if hints else axes
@@ -47,20 +53,20 @@ def _pass(
         if node.op == "placeholder":
             axes[node] = Axes("nchw"[: len(shapes[node])])
         elif node.op in ("call_module", "call_function", "call_method"):
-            found = _step(node, ops[node], axes, shapes)
-            if found is not None:
-                if node in hints and "c" not in found.roles:
-                    found = replace(found, roles=_put(found.roles, hints[node], "c"))
-                axes[node] = _eliminate(found) if node in shapes else found
+            node_axes = _step(node, ops[node], axes, shapes)
+            if node_axes is not None:
+                if node in hints and "c" not in node_axes.roles:
+                    node_axes = replace(node_axes, roles=_put(node_axes.roles, hints[node], "c"))
+                axes[node] = _eliminate(node_axes) if node in shapes else node_axes
     return axes
 
 
 def _hints(axes: Mapping[fx.Node, Axes], ops: Mapping[fx.Node, Op], shapes: Shapes) -> dict[fx.Node, int]:
-    """Where a module taken whole hides its channel axis, the axis that the next weight consumes."""
+    """Return the axis that the next weight works on, for modules that are single nodes and hide their channel axis."""
     hints: dict[fx.Node, int] = {}
-    for node, found in axes.items():
+    for node, node_axes in axes.items():
         op = ops.get(node)
-        if op is None or op.module is None or "c" in found.roles or node not in shapes:
+        if op is None or op.module is None or "c" in node_axes.roles or node not in shapes:
             continue
         for user in node.users:
             axis = _weight_axis(ops[user], len(shapes[node])) if user.op != "output" else None
@@ -70,7 +76,7 @@ def _hints(axes: Mapping[fx.Node, Axes], ops: Mapping[fx.Node, Op], shapes: Shap
 
 
 def _weight_axis(op: Op, rank: int) -> int | None:
-    """The channel axis that an operation with weights sets by itself."""
+    """Return the channel axis that an operation with weights implies, or None if it implies none."""
     base = next((kind for kind in NORMS if op.norm and op.module and kind in _norm_name(op)), op.kind)
     if base in ("conv", "convtranspose", "batchnorm", "groupnorm", "instancenorm"):
         return 1 if rank > 1 else None
@@ -115,28 +121,28 @@ def _tuple_axes(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes]) -> Axes | N
     source = data_input(node)
     if source is None or source not in axes or op.kind in ("size", "getattr", "dim", "assert", "eq"):
         return None
-    found = axes[source]
+    node_axes = axes[source]
     if op.kind == "unbind":
-        dim = int(argument(node, 1, "dim", 0)) % len(found.roles)
-        return replace(found, roles=found.roles[:dim] + found.roles[dim + 1 :])
+        dim = int(argument(node, 1, "dim", 0)) % len(node_axes.roles)
+        return replace(node_axes, roles=node_axes.roles[:dim] + node_axes.roles[dim + 1 :])
     if op.kind == "multiheadattention":
-        return replace(found, roles=_put(found.roles, -1, "c"))
+        return replace(node_axes, roles=_put(node_axes.roles, -1, "c"))
     if op.kind in ("chunk", "split", "tensorsplit"):
-        return found
-    return replace(found, roles=found.roles[:1].ljust(len(found.roles), "?"))
+        return node_axes
+    return replace(node_axes, roles=node_axes.roles[:1].ljust(len(node_axes.roles), "?"))
 
 
-def _weighted(found: Axes, op: Op, axis: int, before: Sequence[int], shape: Sequence[int]) -> Axes:
+def _weighted(node_axes: Axes, op: Op, axis: int, before: Sequence[int], shape: Sequence[int]) -> Axes:
     if op.kind in ("conv", "convtranspose"):
         roles = "nchw" if len(shape) == 4 else "nct" if len(shape) == 3 else "nc" + "?" * (len(shape) - 2)
         same = tuple(before[2:]) == tuple(shape[2:])
-        return Axes(roles, found.grid if same else None, found.prefix if same else 0)
-    roles = found.roles
+        return Axes(roles, node_axes.grid if same else None, node_axes.prefix if same else 0)
+    roles = node_axes.roles
     if op.kind == "linear" and "c" in roles[:-1]:
         return Axes(roles[:-1] + "?")  # mixes tokens (MLP-Mixer): the channels stay where they are
     if axis == 1 and len(shape) == 4:
         return Axes("nchw")
-    return replace(found, roles=_put(roles, axis, "c"))
+    return replace(node_axes, roles=_put(roles, axis, "c"))
 
 
 def _put(roles: str, axis: int, role: str) -> str:
@@ -145,19 +151,22 @@ def _put(roles: str, axis: int, role: str) -> str:
     return "".join(letters)
 
 
-def _eliminate(found: Axes) -> Axes:
-    """With batch and places known, the one axis left is the channel: heads merged, channels shuffled."""
-    roles = found.roles
-    places = roles.count("h") + roles.count("w") == 2 or roles.count("t") == 1
-    if "c" not in roles and roles.startswith("n") and roles.count("?") == 1 and places and len(roles) in (3, 4):
-        return replace(found, roles=roles.replace("?", "c"))
-    return found
+def _eliminate(node_axes: Axes) -> Axes:
+    """If the batch and the positions are known and one axis is left, make it the channel axis.
+
+    Merged attention heads and shuffled channels need this.
+    """
+    roles = node_axes.roles
+    has_positions = roles.count("h") + roles.count("w") == 2 or roles.count("t") == 1
+    if "c" not in roles and roles.startswith("n") and roles.count("?") == 1 and has_positions and len(roles) in (3, 4):
+        return replace(node_axes, roles=roles.replace("?", "c"))
+    return node_axes
 
 
-def _reshaped(found: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
+def _reshaped(node_axes: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
     letters = ["?"] * len(after)
-    grid, prefix = found.grid, found.prefix
-    for i, role in enumerate(found.roles):
+    grid, prefix = node_axes.grid, node_axes.prefix
+    for i, role in enumerate(node_axes.roles):
         start = prod(before[:i])
         for j, size in enumerate(after):
             if letters[j] != "?" or prod(after[:j]) != start or role == "?":
@@ -165,7 +174,7 @@ def _reshaped(found: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
             if size == before[i]:
                 letters[j] = role
                 break
-            if found.roles[i : i + 2] == "hw" and size == before[i] * before[i + 1]:
+            if node_axes.roles[i : i + 2] == "hw" and size == before[i] * before[i + 1]:
                 letters[j], grid, prefix = "t", (before[i], before[i + 1]), 0
                 break
             if role == "t" and grid and prefix == 0 and tuple(after[j : j + 2]) == grid:
@@ -174,7 +183,7 @@ def _reshaped(found: Axes, before: Sequence[int], after: Sequence[int]) -> Axes:
     return Axes("".join(letters), grid, prefix)
 
 
-def _permuted(node: fx.Node, op: Op, found: Axes, rank: int) -> Axes:
+def _permuted(node: fx.Node, op: Op, node_axes: Axes, rank: int) -> Axes:
     if op.module is not None:
         order = list(getattr(op.module, "dims", range(rank)))
     elif op.kind == "permute":
@@ -185,19 +194,19 @@ def _permuted(node: fx.Node, op: Op, found: Axes, rank: int) -> Axes:
         default = (0, 1) if op.kind == "t" else (argument(node, 1, "dim0"), argument(node, 2, "dim1"))
         first, second = (int(dim) for dim in default)
         order[first], order[second] = order[second], order[first]
-    return replace(found, roles="".join(found.roles[int(dim)] for dim in order))
+    return replace(node_axes, roles="".join(node_axes.roles[int(dim)] for dim in order))
 
 
-def _indexed(node: fx.Node, found: Axes, tensor: bool) -> Axes:
+def _indexed(node: fx.Node, node_axes: Axes, tensor: bool) -> Axes:
     if not tensor:
-        return found  # an item of a tuple
+        return node_axes  # the node is an item of a tuple
     index = node.args[1]
     parts = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
         used = sum(part is not None for part in parts) - 1
-        parts[at : at + 1] = [slice(None)] * (len(found.roles) - used)
-    roles, prefix, rest = "", found.prefix, list(found.roles)
+        parts[at : at + 1] = [slice(None)] * (len(node_axes.roles) - used)
+    roles, prefix, rest = "", node_axes.prefix, list(node_axes.roles)
     for part in parts:
         if part is None:
             roles += "?"
@@ -208,12 +217,12 @@ def _indexed(node: fx.Node, found: Axes, tensor: bool) -> Axes:
             if role == "t" and isinstance(part.start, int) and part.start > 0:
                 prefix = max(prefix - part.start, 0)
         elif not isinstance(part, int):
-            return Axes("?" * len(found.roles))
-    return Axes(roles + "".join(rest), found.grid, prefix)
+            return Axes("?" * len(node_axes.roles))
+    return Axes(roles + "".join(rest), node_axes.grid, prefix)
 
 
 def _concatenated(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes | None:
-    """Tokens put before the grid (class, register, distillation) become its prefix."""
+    """Merge the axes of the inputs. Tokens before the grid (class, register, distillation) become its prefix."""
     inputs = [n for n in node.all_input_nodes if n in shapes]
     merged = _agree([axes[n] for n in inputs if n in axes], len(shapes[node]))
     dim = argument(node, 1, "dim", 0)
@@ -221,9 +230,9 @@ def _concatenated(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -
         return merged
     before = 0
     for n in inputs:
-        found = axes.get(n)
-        if found is not None and found.grid is not None and found.roles[dim] == "t":
-            return replace(found, prefix=before + found.prefix)
+        node_axes = axes.get(n)
+        if node_axes is not None and node_axes.grid is not None and node_axes.roles[dim] == "t":
+            return replace(node_axes, prefix=before + node_axes.prefix)
         before += shapes[n][dim]
     return merged
 
@@ -232,7 +241,7 @@ def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> A
     shape = shapes[node]
     inputs = [n for n in node.all_input_nodes if n in axes and n in shapes]
     full = [n for n in inputs if len(shapes[n]) == len(shape)]
-    # a gate or bias of another size does not say what the axes are
+    # A gate or bias of another size says nothing about the axes.
     full = [n for n in full if shapes[n] == shape] or full
     merged = _agree([axes[n] for n in full], len(shape))
     if merged is None:
@@ -244,29 +253,32 @@ def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> A
 
 
 def _keeps_axes(node: fx.Node, shapes: Shapes, inputs: Sequence[fx.Node]) -> bool:
-    """An operation unknown to us that changes several sizes at once may have moved the axes about."""
+    """Whether an unknown operation keeps the order of axes: it changes at most two sizes, and not that of the batch."""
     before, after = shapes[inputs[0]], shapes[node]
     return sum(a != b for a, b in zip(before, after, strict=True)) <= 2 and before[0] == after[0]
 
 
 def _reduced(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
-    """A mean or sum that drops axes."""
+    """Drop the axes over which a mean or sum reduces. The roles are all "?" if these are not known."""
     shape, source = shapes[node], data_input(node)
-    found = axes.get(source) if source is not None else None
+    node_axes = axes.get(source) if source is not None else None
     dims = argument(node, 1, "dim")
-    if found is None or dims is None or isinstance(dims, fx.Node):
+    if node_axes is None or dims is None or isinstance(dims, fx.Node):
         return Axes("?" * len(shape))
-    gone = {int(dim) % len(found.roles) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    roles = "".join(role for i, role in enumerate(found.roles) if i not in gone)
+    gone = {int(dim) % len(node_axes.roles) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    roles = "".join(role for i, role in enumerate(node_axes.roles) if i not in gone)
     return Axes(roles if len(roles) == len(shape) else "?" * len(shape))
 
 
 def _agree(candidates: Sequence[Axes], rank: int) -> Axes | None:
-    """The fullest description; where another as full says otherwise, the axis is unknown."""
-    usable = [found for found in candidates if len(found.roles) == rank]
+    """Return the axes with the most known roles, or None if none has this rank.
+
+    If other axes with as many known roles disagree about an axis, its role is "?".
+    """
+    usable = [node_axes for node_axes in candidates if len(node_axes.roles) == rank]
     if not usable:
         return None
-    best = max(usable, key=lambda found: found.known)
+    best = max(usable, key=lambda node_axes: node_axes.known)
     roles = "".join(
         "?" if any(o.known == best.known and o.roles[i] not in (role, "?") for o in usable) else role
         for i, role in enumerate(best.roles)
@@ -274,23 +286,26 @@ def _agree(candidates: Sequence[Axes], rank: int) -> Axes | None:
     return replace(best, roles=roles)
 
 
-def layouts(found: Axes, shape: Sequence[int], batch: int) -> list[tuple[Layout, int, int, int]]:
-    """(layout, channels, height, width) of the layers a node makes: itself, and its prefix tokens if it has any."""
-    if shape[0] != batch or "c" not in found.roles or found.roles.index("c") == 0 or 0 in shape:
+def layouts(node_axes: Axes, shape: Sequence[int], batch: int) -> list[tuple[Layout, int, int, int]]:
+    """Return (layout, channels, height, width) of each layer of a node: its output, and its prefix tokens, if any.
+
+    There is none if the first axis is not a batch of `batch` pictures or the channel axis is unknown.
+    """
+    if shape[0] != batch or "c" not in node_axes.roles or node_axes.roles.index("c") == 0 or 0 in shape:
         return []
-    axis = found.roles.index("c")
+    axis = node_axes.roles.index("c")
     channels = shape[axis]
     if len(shape) == 2:
         return [(Layout(axis, "vector"), channels, 1, 1)]
     if len(shape) == 4 and axis in (1, 3):
-        kind, places = ("nchw", shape[2:]) if axis == 1 else ("nhwc", shape[1:3])
-        return [(Layout(axis, kind), channels, places[0], places[1])]
+        kind, sizes = ("nchw", shape[2:]) if axis == 1 else ("nhwc", shape[1:3])
+        return [(Layout(axis, kind), channels, sizes[0], sizes[1])]
     if len(shape) != 3:
         return []
     tokens = shape[3 - axis]
-    if found.grid is None or tokens != found.prefix + prod(found.grid):
+    if node_axes.grid is None or tokens != node_axes.prefix + prod(node_axes.grid):
         return [(Layout(axis, "tokens"), channels, 1, tokens)]
-    whole = [(Layout(axis, "tokens", found.prefix), channels, *found.grid)]
-    if found.prefix:
-        whole.append((Layout(axis, "tokens", found.prefix, only_prefix=True), channels, 1, 1))
+    whole = [(Layout(axis, "tokens", node_axes.prefix), channels, *node_axes.grid)]
+    if node_axes.prefix:
+        whole.append((Layout(axis, "tokens", node_axes.prefix, only_prefix=True), channels, 1, 1))
     return whole

@@ -1,4 +1,4 @@
-"""Whether a layer can be negative, and its upper bound: intervals carried through the graph as a proof."""
+"""Prove by interval arithmetic whether a layer can be negative, and what its upper bound is."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,23 +30,23 @@ _KEEP = (
     | PERMUTES
     | frozenset({"maxpool", "adaptivemaxpool", "getitem", "chunk", "split", "unbind", "roll", "expand"})
 )
-# Averages of values >= 0 are >= 0, but rounding may carry them over an upper bound.
+# Averages of values >= 0 are >= 0, but rounding can lift them above an upper bound.
 _AVERAGE = frozenset({"avgpool", "adaptiveavgpool", "mean"})
 
 
 def intervals(module: fx.GraphModule, ops: Mapping[fx.Node, Op]) -> dict[fx.Node, Interval]:
-    """[low, high] that holds every value of each node for every input; infinite where nothing is proved."""
-    found: dict[fx.Node, Interval] = {}
+    """Return (low, high) of each node, which hold for every value and every input; infinite if nothing is proved."""
+    known: dict[fx.Node, Interval] = {}
     for node in module.graph.nodes:
         if node.op in ("call_module", "call_function", "call_method"):
-            found[node] = _step(node, ops[node], found)
-    return found
+            known[node] = _step(node, ops[node], known)
+    return known
 
 
-def _step(node: fx.Node, op: Op, found: Mapping[fx.Node, Interval]) -> Interval:
-    inputs = [found.get(source, UNKNOWN) for source in node.all_input_nodes]
+def _step(node: fx.Node, op: Op, known: Mapping[fx.Node, Interval]) -> Interval:
+    inputs = [known.get(source, UNKNOWN) for source in node.all_input_nodes]
     kind, owner = op.kind, op.module
-    if op.norm and op.activation:  # the norm inside makes anything of its input
+    if op.norm and op.activation:  # the norm inside can return any value
         inputs, owner = [UNKNOWN], fused_activation(op.module) if op.module is not None else None
         kind = module_kind(owner) if owner is not None else "norm"
     first = inputs[0] if inputs else UNKNOWN
@@ -68,20 +68,20 @@ def _step(node: fx.Node, op: Op, found: Mapping[fx.Node, Interval]) -> Interval:
     if kind == "cat":
         return min(low for low, _ in inputs), max(high for _, high in inputs)
     combine = _COMBINE.get(kind)
-    operands = _operands(node, found)
+    operands = _operands(node, known)
     return combine(operands) if combine and len(operands) == 2 and not node.kwargs else UNKNOWN
 
 
-def _operands(node: fx.Node, found: Mapping[fx.Node, Interval]) -> list[Interval]:
+def _operands(node: fx.Node, known: Mapping[fx.Node, Interval]) -> list[Interval]:
     return [
-        (float(arg), float(arg)) if isinstance(arg, (int, float)) else found.get(arg, UNKNOWN)
+        (float(arg), float(arg)) if isinstance(arg, (int, float)) else known.get(arg, UNKNOWN)
         for arg in node.args
         if isinstance(arg, (fx.Node, int, float))
     ]
 
 
 def clamp_limits(node: fx.Node, kind: str, owner: Any) -> tuple[Any, Any]:
-    """The limits of a hardtanh or clamp, module or function; None where there is none."""
+    """Return the limits (low, high) of a hardtanh or clamp, a module or a function; None is a missing limit."""
     if owner is not None:
         return owner.min_val, owner.max_val
     names = ("min_val", "max_val") if kind == "hardtanh" else ("min", "max")
@@ -94,8 +94,10 @@ def clamp_limits(node: fx.Node, kind: str, owner: Any) -> tuple[Any, Any]:
 
 
 def clip_limits(node: fx.Node, op: Op, owner: Any) -> tuple[Any, Any] | None:
-    """The limits of an activation that clips (ReLU, ReLU6, hardtanh, clamp), each None where there is none; None of any
-    other node. `owner`: the activation's module, where it has one."""
+    """Return the limits (low, high) of an activation that clips (ReLU, ReLU6, hardtanh, clamp), None for other nodes.
+
+    A missing limit is None. `owner` is the activation's module, or None if it is a function.
+    """
     if op.kind in ("relu", "relu6"):
         return 0.0, 6.0 if op.kind == "relu6" else None
     return clamp_limits(node, op.kind, owner) if op.kind in ("hardtanh", "clamp", "clip") else None

@@ -1,9 +1,9 @@
-"""What it costs to run a network up to a layer and back: for cutting work into even shards, never for results.
+"""Estimate the cost of running a network up to a layer and back. It serves to cut even shards and changes no result.
 
-Seconds a step and picture of a visualization, measured on 24 layers of four networks (EfficientNet-Lite0, ResNet-18,
-GoogLeNet, VGG-11; one CPU core, 128 px): a multiply-accumulate, 111 times that for a value that a node puts out, and a
-constant, fit all within a quarter, while they differ by up to 25 times. The sizes follow from the graph alone, so that
-shards are cut alike on every machine.
+The cost of a step of a visualization is its multiply-accumulates, plus 111 for each value that a node puts out, plus a
+constant. This was fitted to the seconds per step and picture of 24 layers of four networks (EfficientNet-Lite0,
+ResNet-18, GoogLeNet, VGG-11; one CPU core, 128 px). It fits all of them within a quarter, while they differ by up to a
+factor of 25. It depends on the graph alone, so that shards are cut alike on every machine.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from math import prod
 
 from torch import fx, nn
 
-VALUE = 111  # multiply-accumulates that take as long as writing one value and reading it back
-STEP = 366_000_000  # and as long as what every step costs: picture, transforms, optimizer
+VALUE = 111  # multiply-accumulates that take as long as writing and reading back one value
+STEP = 366_000_000  # the same for the fixed cost of a step: picture, transforms, optimizer
 
 
 def of_nodes(module: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> dict[fx.Node, int]:
-    """Each node's own cost in multiply-accumulates, for one picture."""
+    """Return each node's own cost for one picture, in multiply-accumulates."""
     return {node: _own(module, node, shapes.get(node, ())) for node in module.graph.nodes}
 
 
@@ -35,7 +35,7 @@ def _own(module: fx.GraphModule, node: fx.Node, shape: tuple[int, ...]) -> int:
 
 
 def up_to(node: fx.Node, own: Mapping[fx.Node, int]) -> int:
-    """What a step costs that reaches `node` from the picture."""
+    """Return the cost of a step that computes `node` from the picture: the nodes it needs, and the constant."""
     seen: set[fx.Node] = set()
     todo = [node]
     while todo:
@@ -43,4 +43,4 @@ def up_to(node: fx.Node, own: Mapping[fx.Node, int]) -> int:
         if here not in seen:
             seen.add(here)
             todo += here.all_input_nodes
-    return STEP + sum(own[one] for one in seen)
+    return STEP + sum(own[needed] for needed in seen)

@@ -1,4 +1,4 @@
-"""Receptive fields by tracing: which input pixels a position of each node's map can depend on."""
+"""Receptive fields, from the graph: which input pixels a position of each node's map can depend on."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis, position p covers [offset + p * stride, offset + p * stride + size - 1]."""
+    """Along one axis, position p covers the `size` pixels that start at offset + p * stride."""
 
     size: int
     stride: int
@@ -24,15 +24,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Field:
-    """Both axes, height first; `spans` is None where a position can depend on the whole picture.
+    """The spans of both axes, height first; None if a position can depend on the whole picture or nothing is known.
 
-    `gated`: scaled by something that looks further (a squeeze-excite gate, the statistics of a group norm)."""
+    `gated`: values are also scaled by something with a wider field (a squeeze-excite gate, the statistics of a group
+    norm), which `spans` leaves out.
+    """
 
     spans: tuple[Span, Span] | None
     gated: bool = False
 
     def square(self) -> Span | None:
-        """One span that covers both axes: between a 1x7 and a 7x1 convolution they differ."""
+        """Return one span that covers both axes, which differ between a 1x7 and a 7x1 convolution; None if unknown."""
         if self.spans is None or self.spans[0].stride != self.spans[1].stride:
             return None
         return _union(self.spans)
@@ -49,33 +51,34 @@ class _Window:
 def fields(
     module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes, axes: Mapping[fx.Node, Axes]
 ) -> dict[fx.Node, Field]:
-    found: dict[fx.Node, Field] = {}
+    """Return the field of every node that depends on the picture and whose axes are known."""
+    known: dict[fx.Node, Field] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            found[node] = Field((Span(1, 1, 0), Span(1, 1, 0)))
-        elif node in axes:  # neither sizes nor what is computed from weights alone
-            sources = [source for source in node.all_input_nodes if source in found]
+            known[node] = Field((Span(1, 1, 0), Span(1, 1, 0)))
+        elif node in axes:  # leave out sizes, and what is computed from weights alone
+            sources = [source for source in node.all_input_nodes if source in known]
             if sources:
-                found[node] = _step(node, ops[node], sources, found, shapes, axes)
-    return found
+                known[node] = _step(node, ops[node], sources, known, shapes, axes)
+    return known
 
 
 def _step(
     node: fx.Node,
     op: Op,
     sources: Sequence[fx.Node],
-    found: Mapping[fx.Node, Field],
+    known: Mapping[fx.Node, Field],
     shapes: Shapes,
     axes: Mapping[fx.Node, Axes],
 ) -> Field:
     source = sources[0]
-    gated = any(found[s].gated for s in sources) or op.kind in ("groupnorm", "instancenorm")
+    gated = any(known[s].gated for s in sources) or op.kind in ("groupnorm", "instancenorm")
     lost = Field(None, gated)
     if op.kind in MATMULS or op.kind in ("einsum", "multiheadattention", "roll", "softmax"):
         return lost
     if node not in shapes or source not in shapes:
-        return replace(found[source], gated=gated) if op.kind in ("chunk", "split", "getitem", "unbind") else lost
-    spans = found[source].spans
+        return replace(known[source], gated=gated) if op.kind in ("chunk", "split", "getitem", "unbind") else lost
+    spans = known[source].spans
     if op.kind in ("conv", "maxpool", "avgpool", "convtranspose", "interpolate", "adaptiveavgpool", "adaptivemaxpool"):
         if spans is None or len(shapes[node]) != 4 or len(shapes[source]) != 4:
             return lost
@@ -85,56 +88,56 @@ def _step(
         return Field(_padded(node, op, spans), gated) if spans is not None else lost
     if op.kind == "linear" and axes[source].roles[-1] in "hwt":
         return lost
-    return _merge(node, op, sources, found, shapes, axes, gated)
+    return _merge(node, op, sources, known, shapes, axes, gated)
 
 
 def _merge(
     node: fx.Node,
     op: Op,
     sources: Iterable[fx.Node],
-    found: Mapping[fx.Node, Field],
+    known: Mapping[fx.Node, Field],
     shapes: Shapes,
     axes: Mapping[fx.Node, Axes],
     gated: bool,
 ) -> Field:
-    """The union over inputs on the same grid; a single factor for the whole map is a gate."""
+    """Unite the fields of inputs on the same grid. A smaller factor of a product is a gate and only sets `gated`."""
     spans: tuple[Span, Span] | None = None
-    places = _places(node, shapes, axes)
+    grid = _places(node, shapes, axes)
     for source in sources:
         if source not in shapes:
             return Field(None, gated)
-        same = shapes[source] == shapes[node] or (places is not None and _places(source, shapes, axes) == places)
+        same = shapes[source] == shapes[node] or (grid is not None and _places(source, shapes, axes) == grid)
         if not same and op.kind == "mul" and prod(shapes[source]) < prod(shapes[node]):
             gated = True
             continue
-        theirs = found[source].spans
-        if not same or theirs is None or _opaque(node, op):
+        source_spans = known[source].spans
+        if not same or source_spans is None or _opaque(node, op):
             return Field(None, gated)
-        pairs = [theirs] if spans is None else [spans, theirs]
-        if any(pair[i].stride != theirs[i].stride for pair in pairs for i in (0, 1)):
+        pairs = [source_spans] if spans is None else [spans, source_spans]
+        if any(pair[i].stride != source_spans[i].stride for pair in pairs for i in (0, 1)):
             return Field(None, gated)
         spans = _union([pair[0] for pair in pairs]), _union([pair[1] for pair in pairs])
     return Field(spans, gated)
 
 
 def _opaque(node: fx.Node, op: Op) -> bool:
-    """A module or function with weights of its own that is no layer we know may mix positions."""
+    """Whether a node may mix positions: it has weights and is no operation known to keep them apart."""
     if op.norm or op.activation or op.kind in ("linear", "add", "mul", "sub", "div", "cat"):
         return False
     return any(True for _ in parameters_of(node, node.graph.owning_module)) if node.graph.owning_module else True
 
 
 def _places(node: fx.Node, shapes: Shapes, axes: Mapping[fx.Node, Axes]) -> tuple[int, ...] | None:
-    """The sizes of the map's axes; () where there are none or they are 1, None where they are not known."""
-    found, shape = axes.get(node), shapes[node]
-    if found is None:
+    """Return the height and width of a node's map, () if it has none or one position, None if they are unknown."""
+    node_axes, shape = axes.get(node), shapes[node]
+    if node_axes is None:
         return None
-    sizes = tuple(size for role, size in zip(found.roles, shape, strict=True) if role in "hw")
-    if len(sizes) < 2 and "t" in found.roles and found.grid is not None:
-        sizes = found.grid
+    sizes = tuple(size for role, size in zip(node_axes.roles, shape, strict=True) if role in "hw")
+    if len(sizes) < 2 and "t" in node_axes.roles and node_axes.grid is not None:
+        sizes = node_axes.grid
     if len(sizes) == 2:
         return sizes if prod(sizes) > 1 else ()
-    return () if len(shape) == 2 and found.roles == "nc" else None
+    return () if len(shape) == 2 and node_axes.roles == "nc" else None
 
 
 def _union(spans: Sequence[Span]) -> Span:
@@ -180,8 +183,8 @@ def _window(node: fx.Node, op: Op, axis: int, before: int, after: int) -> _Windo
 
 
 def _settings_of_module(module: Any) -> tuple[Any, Any, Any, Any]:
-    """Kernel size, stride, padding, dilation."""
-    # timm's "same" layers pad by the picture's size, the extra pixel last
+    """Return kernel size, stride, padding and dilation."""
+    # timm's "same" layers pad by the picture's size and put the extra pixel last
     padding = "same" if "same" in type(module).__name__.lower() else module.padding
     return module.kernel_size, module.stride, padding, getattr(module, "dilation", 1)
 
@@ -223,7 +226,7 @@ def _padded(node: fx.Node, op: Op, spans: tuple[Span, Span]) -> tuple[Span, Span
 
 
 def _enlarged(span: Span, before: int, after: int, mode: str) -> Span | None:
-    """Upsampling by a whole factor f: output p reads inputs about (p + 0.5) / f - 0.5."""
+    """Return the span after upsampling by a whole factor f. Output p reads the inputs next to (p + 0.5) / f - 0.5."""
     factor = after // before
     if before * factor != after or span.stride % factor or mode not in ("nearest", "nearest-exact", "bilinear"):
         return None
@@ -234,7 +237,10 @@ def _enlarged(span: Span, before: int, after: int, mode: str) -> Span | None:
 
 
 def _transposed(span: Span, window: _Window) -> Span | None:
-    """A transposed convolution: output p reads the inputs q with p = q * stride - padding + j * dilation."""
+    """Return the span after a transposed convolution, or None if its stride does not divide the span's.
+
+    Output p reads the inputs q with p = q * stride - padding + j * dilation.
+    """
     if span.stride % window.stride:
         return None
     reach = (window.kernel - 1) * window.dilation
@@ -246,7 +252,10 @@ def _transposed(span: Span, window: _Window) -> Span | None:
 
 
 def _resampled(span: Span, factor: int, reads: Sequence[tuple[int, int]]) -> Span:
-    """The smallest span of stride / factor that covers what each of the first `factor` outputs reads."""
+    """Return the smallest span of 1 / factor of the stride that covers what each of the first `factor` outputs reads.
+
+    reads: the first and last input that each of these outputs reads.
+    """
     stride = span.stride // factor
     low = min(first * span.stride - p * stride for p, (first, _) in enumerate(reads))
     high = max(last * span.stride + span.size - p * stride for p, (_, last) in enumerate(reads))

@@ -1,4 +1,4 @@
-"""Shapes of every node's output, and how each depends on the picture; nothing is computed where fake tensors do."""
+"""Shapes of every node's output, from fake tensors if these suffice, and how each depends on the picture."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.compat.fx import fake_tensors
 from pipeline.graph.ops import parameters_of
 from store.errors import UsageError
 
-BATCH = 2  # tells a batch axis from the leading 1 of a parameter
+BATCH = 2  # not 1, to tell a batch axis from the leading 1 of a parameter
 
 
 class _Recorder(fx.Interpreter):
@@ -25,10 +25,13 @@ class _Recorder(fx.Interpreter):
 
 
 def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of each node that is a floating-point tensor, for a batch of BATCH pictures."""
+    """Return the shape of each node that is a floating-point tensor, for a batch of BATCH pictures.
+
+    input_shape: [1, C, H, W]. Raises UsageError if the network does not run on a picture of that shape.
+    """
     recorder = _Recorder(module)
     size = (BATCH, *input_shape[1:])
-    # the picture is of the kind that the weights are: float64 networks too, on whatever device
+    # The picture takes the dtype and device of the weights: a network can be float64, and on any device.
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with torch.no_grad(), fake_tensors():
@@ -45,7 +48,7 @@ def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> dict[fx.N
 
 
 def dependence(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> dict[fx.Node, int]:
-    """0: not on the picture (or only on its size); 1: on the picture; 2: on the picture through a weight."""
+    """Return for each node: 0 if it depends on the picture's size at most, 1 on the picture, 2 through a weight."""
     level: dict[fx.Node, int] = {}
     tuples = {source for node in module.graph.nodes if node in shapes for source in node.all_input_nodes}
     for node in module.graph.nodes:
@@ -63,5 +66,5 @@ def dependence(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -
 
 
 def _is_tuple(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
-    """A node that is no tensor, but whose items are: chunk, split, unbind, attention with its weights."""
+    """Whether a node is a tuple of tensors, from chunk, split, unbind, or attention that also returns its weights."""
     return any(user in shapes and getattr(user.target, "__name__", "") == "getitem" for user in node.users)
