@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-oldest check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/unitscope run configs/demo.toml
@@ -17,6 +17,18 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
+# Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.
+OLDEST ?= tests/compat tests/graph tests/models tests/data tests/scan tests/store tests/query
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile $(OLDEST)
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	echo '*' > .venv-oldest/.gitignore
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[demo,polars,test]'
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
