@@ -18,11 +18,13 @@ from store.errors import UsageError
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """Per image and unit, [images, units]; units in the order of (layer, channel).
+    """Statistics per image and unit, as arrays [images, units]; units are in the order (layer, channel).
 
-    max, mean, min: float32; argmax, argmin: int32, row * width + column of the first extreme (argmin: 0 where the layer
-    cannot be negative); sum, square: float64 sums of values and their squares over positions; active: int32 positions
-    above zero.
+    max, mean, min: float32.
+    argmax, argmin: int32, row * width + column of the first extreme. argmin is 0 if the layer cannot be negative.
+    sum, square: float64, sums of the values and of their squares over positions.
+    active: int32, number of positions above zero.
+    logits: float32 [images, classes], or None if the chosen layers do not include the network's output.
     """
 
     max: NDArray[np.float32]
@@ -38,10 +40,10 @@ class BatchStatistics:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Where the reducers write, on the network's device: the tensors [images, units] of
-    `BatchStatistics`, without mean.
+    """The tensors [images, units] that reducers write to, on the network's device.
 
-    One transfer a batch, not one a layer, so that a GPU is never waited for inside the pass.
+    They are those of `BatchStatistics`, without mean and logits. They are transferred once per batch and not once per
+    layer, so that the forward pass never waits for a GPU.
     """
 
     max: Tensor
@@ -54,17 +56,20 @@ class Buffers:
 
     @functools.cached_property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The tensors of a CPU in the order above, in the same memory: many times cheaper to cut."""
+        """The CPU tensors as arrays, in the order above and the same memory. Slicing arrays is many times faster."""
         return tuple(getattr(self, f.name).numpy() for f in fields(self))
 
     def rows(self, first: int, last: int) -> Buffers:
-        """Those of some images, in the same memory."""
+        """Return the buffers of the images from `first` to before `last`, in the same memory."""
         return Buffers(*(getattr(self, f.name)[first:last] for f in fields(self)))
 
     def measured(self, positions: NDArray[np.float64]) -> BatchStatistics:
-        """On the CPU (the same memory, where they are there); `positions`: that each unit's sums run over."""
-        found = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
-        return BatchStatistics(mean=(found["sum"] / positions).astype(np.float32), **found)
+        """Return the statistics on the CPU; CPU tensors share their memory with them.
+
+        positions: float64 [units], the number of positions that each unit's sums run over.
+        """
+        arrays = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
+        return BatchStatistics(mean=(arrays["sum"] / positions).astype(np.float32), **arrays)
 
 
 def empty(images: int, units: int, device: torch.device | str = "cpu") -> Buffers:
@@ -86,20 +91,23 @@ class UnitIndex:
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each layer's units begin, and the total: int64 [layers + 1]."""
+        """The index of each layer's first unit, and the number of units: int64 [layers + 1]."""
         return np.cumsum([0, *(layer.channels for layer in self.layers)]).astype(np.int64)
 
-    def slice(self, place: int) -> slice:
+    def slice(self, layer_index: int) -> slice:
         offsets = self.offsets
-        return slice(int(offsets[place]), int(offsets[place + 1]))
+        return slice(int(offsets[layer_index]), int(offsets[layer_index + 1]))
 
     def name(self, unit: int) -> str:
-        place = int(np.searchsorted(self.offsets, unit, side="right")) - 1
-        return f"{self.layers[place].name}:{unit - int(self.offsets[place])}"
+        layer_index = int(np.searchsorted(self.offsets, unit, side="right")) - 1
+        return f"{self.layers[layer_index].name}:{unit - int(self.offsets[layer_index])}"
 
 
 def check_finite(out: BatchStatistics, images: int, names: Callable[[int], str]) -> None:
-    """A NaN or an infinity anywhere reaches the sums. Raises UsageError that names the first unit."""
+    """Raise UsageError if any value of the first `images` images was a NaN or an infinity; both show in the sums.
+
+    The message names the first such unit. `names` returns the name of a unit by its index.
+    """
     bad = ~np.isfinite(out.square[:images])
     if bad.any():
         image, unit = (int(i) for i in np.argwhere(bad)[0])

@@ -1,4 +1,4 @@
-"""One forward pass for everything: the folded, tapped network that measures every unit of the chosen layers."""
+"""Measure every unit of the chosen layers in one forward pass of the network, with folded norms and taps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.scan.reduce import choose
 
 
 class Measurer:
-    """Measures pictures: `pixels` takes uint8 [n, channels, H, W] and returns every unit's statistics.
+    """Measure pictures: `pixels` takes uint8 [n, channels, H, W] and returns the statistics of every unit.
 
-    May be called from several threads at once.
+    Several threads may call it at once.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class Measurer:
         self.device, self._dtype, self._border = torch.device(device), DTYPES[precision], border
         self._reduce = choose(self.device.type)
         self.network = folded_network(model, self.layers, arrange=not compile).to(device=self.device, dtype=self._dtype)
-        self._pieces: fx.GraphModule | None = None  # what runs on a few pictures at a time
+        self._pieces: fx.GraphModule | None = None  # the stem, which runs on STEM_BATCH pictures at a time
         self._tapped: Callable[[Tensor], object]
         if compile:
             self._tapped = compiled(self.network, self.layers, self._tap)
         else:
             tapped = graph.with_taps(self.network, self.layers, self._tap)
-            found = graph.split_stem(tapped, model.graph.sizes()) if self.device.type == "cpu" else None
-            self._pieces, self._tapped = found or (None, tapped)
+            split = graph.split_stem(tapped, model.graph.sizes()) if self.device.type == "cpu" else None
+            self._pieces, self._tapped = split or (None, tapped)
         counts = [np.full(layer.channels, positions(layer, border), np.float64) for layer in self.layers]
         self._positions = np.concatenate(counts)
-        self._current = threading.local()  # what this thread's forward pass fills
+        self._current = threading.local()  # holds the buffers that this thread's forward pass fills
 
     def pixels(self, pixels: NDArray[np.uint8] | Tensor) -> BatchStatistics:
-        """One forward pass; logits are float32 [n, classes] where the chosen layers reach the output."""
+        """Run one forward pass. Logits are float32 [n, classes], or None if the chosen layers do not include them."""
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
         if self.device.type != "cpu":
             x = x.pin_memory().to(self.device, non_blocking=True)
@@ -66,7 +66,7 @@ class Measurer:
 
     @timed("forward")
     def pictures(self, x: Tensor) -> BatchStatistics:
-        """The same for float pictures [n, channels, H, W] in 0..1, or uint8."""
+        """Do the same for pictures [n, channels, H, W] on any device: float in 0..1, or uint8."""
         buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
             logits = self._tapped(self._in_pieces(self._pieces, x, buffers) if self._pieces else self.input(x))
@@ -74,17 +74,17 @@ class Measurer:
         check_finite(out, len(x), self.units.name)
         return replace(out, logits=logits.float().cpu().numpy()) if isinstance(logits, Tensor) else out
 
-    def _in_pieces(self, first_half: fx.GraphModule, x: Tensor, buffers: Buffers) -> Tensor:
-        """What the first half hands on."""
-        found = []
+    def _in_pieces(self, stem: fx.GraphModule, x: Tensor, buffers: Buffers) -> Tensor:
+        """Run the stem on STEM_BATCH pictures at a time, and return its output for all pictures."""
+        outputs = []
         for first in range(0, len(x), graph.STEM_BATCH):
             self._current.out = buffers.rows(first, first + graph.STEM_BATCH)
-            found.append(first_half(self.input(x[first : first + graph.STEM_BATCH])))
+            outputs.append(stem(self.input(x[first : first + graph.STEM_BATCH])))
         self._current.out = buffers
-        return torch.cat(found)
+        return torch.cat(outputs)
 
     def input(self, x: Tensor) -> Tensor:
-        """Pictures in 0..1, or uint8 -> what the network takes, on its device, channels last."""
+        """Convert pictures (float in 0..1, or uint8) to network input: normalized, on its device, channels last."""
         x = x.to(self.device)
         x = self.model.preprocess.normalize(x.float() / 255 if x.dtype == torch.uint8 else x)
         return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
@@ -95,18 +95,21 @@ class Measurer:
         rows, columns, cut = inner(x.shape[2], x.shape[3], self._border)
         self._reduce(x[:, :, cut : cut + rows, cut : cut + columns] if cut else x, units, layer.signed, out)
         if cut:
-            for place in (out.argmax[:, units], out.argmin[:, units]):
-                place[:] = (place // columns + cut) * x.shape[3] + place % columns + cut
+            for flat_index in (out.argmax[:, units], out.argmin[:, units]):
+                flat_index[:] = (flat_index // columns + cut) * x.shape[3] + flat_index % columns + cut
 
 
 def positions(layer: Layer, border: int) -> int:
-    """Positions of a layer that statistics run over, the border left out."""
+    """Return the number of positions of a layer that its statistics run over: all but the border."""
     rows, columns, _ = inner(layer.height, layer.width, border)
     return rows * columns
 
 
 def inner(height: int, width: int, border: int) -> tuple[int, int, int]:
-    """Rows and columns left when a border is cut off, and the cut: 0 where nothing would be left."""
+    """Return how many rows and columns are left without the border, and the width of the border that is cut.
+
+    Nothing is cut if nothing would be left.
+    """
     cut = border if min(height, width) > 2 * border else 0
     return height - 2 * cut, width - 2 * cut, cut
 
@@ -119,8 +122,11 @@ def choose_layers(model: Model, layers: str | Sequence[str] | Sequence[Layer]) -
 
 
 def folded_network(model: Model, layers: Sequence[Layer], arrange: bool = True) -> torch.fx.GraphModule:
-    """A copy of the traced network, channels last: norms folded, convolutions arranged for inference (which a compiler
-    does itself). A convolution whose own output is wanted keeps to itself."""
+    """Return a copy of the traced network in channels-last memory, with norms folded into convolutions.
+
+    `arrange` also fuses convolutions with their padding and clips, which torch.compile does itself. A convolution that
+    is one of the layers keeps its own output: nothing is folded or fused into it.
+    """
     wanted = {layer.node for layer in layers}
     folded = graph.fold_norms(model.graph.module, keep=wanted)
     own = copy.deepcopy(folded).to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
-"""Codes of a whole block of units, with what each code stands for, in one pass over the values (numba).
+"""Encode a block of units and compute what each code stands for, in one pass over the values (numba).
 
-The same as `store.codes.encode` and `counts_and_means`, which ask for a few values and need no compiler.
+The results equal those of `store.codes.encode` and `counts_and_means`, which need no compiler and suit a few values.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from store.codes import CODES
 
-_TOGETHER = 16  # channels whose edges and sums stay in the second-level cache
+_TOGETHER = 16  # channels at a time: their edges and sums stay in the second-level cache
 
 
 def encode(
     values: NDArray[np.float32], edge: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
-    """values: float32 [N, C]; edge: float32 [C, 256], rising, edge[:, 0] = -inf.
+    """Encode the values of C units over N images.
 
-    Returns codes uint8 [N, C]; how many images have each code, int64 [C, 256]; the mean of their values, float32
-    [C, 256], 0 where none has.
+    values: float32 [N, C]; edge: float32 [C, 256], ascending, with edge[:, 0] = -inf.
+
+    Returns the codes, uint8 [N, C]; the number of images with each code, int64 [C, 256]; and the mean of their values,
+    float32 [C, 256], 0 for codes without images.
     """
     codes = np.empty(values.shape, np.uint8)
     counts = np.zeros((values.shape[1], CODES), np.int64)
@@ -43,7 +45,7 @@ def _encode(
         for row in range(rows):
             for channel in range(first, min(first + _TOGETHER, channels)):
                 value = values[row, channel]
-                code = 0  # the last edge that is not above the value
+                code = 0  # becomes the index of the last edge that is not above the value
                 for step in (128, 64, 32, 16, 8, 4, 2, 1):
                     code += step if edge[channel, code + step] <= value else 0
                 codes[row, channel] = code

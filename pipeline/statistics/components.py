@@ -1,4 +1,4 @@
-"""Principal components of a layer's units: the few directions in which images differ most, to find like images by."""
+"""Principal components of a layer's units: the few directions in which images differ most, to find similar images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ COMPONENTS = 32
 
 @dataclass(frozen=True)
 class Components:
-    """`directions` float32 [C, D], orthonormal, in z space: z = (value - mean) / sd of each unit. `deviations` float32
-    [D]: standard deviation of the coordinates over images, falling."""
+    """Principal components in z space, where z = (value - mean) / sd of each unit.
+
+    directions: float32 [C, D], orthonormal. deviations: float32 [D], the standard deviations of the coordinates over
+    images, in descending order.
+    """
 
     directions: NDArray[np.float32]
     deviations: NDArray[np.float32]
 
 
 def principal(matrix: NDArray[np.float64]) -> Components:
-    """The leading eigenvectors of a correlation matrix [C, C], each with its largest entry positive."""
+    """Return the leading eigenvectors of a correlation matrix [C, C], each with its largest entry positive."""
     with one_thread():
-        values, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(matrix)))
+        values, vectors = (tensor.numpy() for tensor in torch.linalg.eigh(torch.from_numpy(matrix)))
     kept = slice(None, -1 - min(COMPONENTS, len(matrix)), -1)
     directions = vectors[:, kept]
     largest = np.abs(directions).argmax(0)
@@ -34,22 +37,25 @@ def principal(matrix: NDArray[np.float64]) -> Components:
 
 
 def coordinates(
-    codes: NDArray[np.uint8], standard: NDArray[np.float32], found: Components
+    codes: NDArray[np.uint8], standard: NDArray[np.float32], components: Components
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Where images lie: int8 [n, D] in steps of 6/127 deviations, and their length in z space, float32 [n].
+    """Return the coordinates of images, int8 [n, D] in steps of 6/127 deviations, and their lengths, float32 [n].
 
-    codes: uint8 [n, C]; standard: float32 [C, 256], the z that each unit's code stands for.
+    codes: uint8 [n, C]; standard: float32 [C, 256], the z that each code of a unit stands for. A length is the norm of
+    the image's z over all units.
     """
     flat, first = standard.ravel(), np.arange(codes.shape[1], dtype=np.int32) * standard.shape[1]
-    places, lengths = [], []
-    scale = np.divide(127 / 6, found.deviations, out=np.zeros_like(found.deviations), where=found.deviations > 1e-6)
+    projections, lengths = [], []
+    scale = np.divide(
+        127 / 6, components.deviations, out=np.zeros_like(components.deviations), where=components.deviations > 1e-6
+    )
     with one_thread():
         for start in range(0, len(codes), _ROWS):
             z = flat[codes[start : start + _ROWS] + first]
-            place = (torch.from_numpy(z) @ torch.from_numpy(found.directions)).numpy() * scale
-            places.append(np.clip(np.rint(place), -127, 127).astype(np.int8))
+            projection = (torch.from_numpy(z) @ torch.from_numpy(components.directions)).numpy() * scale
+            projections.append(np.clip(np.rint(projection), -127, 127).astype(np.int8))
             lengths.append(np.linalg.norm(z, axis=1))
-    return np.concatenate(places), np.concatenate(lengths).astype(np.float32)
+    return np.concatenate(projections), np.concatenate(lengths).astype(np.float32)
 
 
-_ROWS = 4096  # images a step: fixed, so that the order of additions is
+_ROWS = 4096  # images per step: fixed, so that the order of additions is fixed too

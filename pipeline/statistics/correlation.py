@@ -1,4 +1,4 @@
-"""Which units of a layer go together: Pearson correlation over per-image maxima."""
+"""Pearson correlation of a layer's units over their per-image maxima."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-ROWS = 1024  # images a step
+ROWS = 1024  # images per step
 
 
 def correlations(
     rows: Iterable[NDArray[np.float32]], images: int, mean: NDArray[np.float64], sd: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Correlation matrix float64 [C, C] from values of so many images in pieces [n, C], each unit's mean and deviation.
+    """Return the correlation matrix of C units, float64 [C, C].
 
-    A unit whose deviation is 0 correlates 0 with all. Standardized values are rounded to a power of two at which every
-    sum of products is exact in float64 (at 1.28 million images 2^-15, which moves a correlation by 1e-8): the order in
-    which images are stored changes no bit.
+    rows: the values in pieces [n, C]; images: their number over all pieces; mean, sd: float64 [C].
+
+    A unit whose deviation is 0 has correlation 0 with every unit. Standardized values are rounded to multiples of a
+    power of two that is large enough for every sum of products to be exact in float64. So the order in which images are
+    stored changes no bit. With 1.28 million images the step is 2^-15, which moves a correlation by 1e-8.
     """
     grid = 2.0 ** ((52 - int(np.ceil(np.log2(max(images, 2))))) // 2)
     scale = torch.from_numpy(np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0))
@@ -35,7 +37,7 @@ def correlations(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes on one thread here: the same bits however many the machine has."""
+    """Make torch compute on one thread inside this context, so that the number of cores changes no bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -45,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _regrouped(rows: Iterable[NDArray[np.float32]], size: int) -> Iterable[NDArray[np.float32]]:
-    """The same rows in pieces of `size`, whatever pieces they came in."""
+    """Yield the same rows in pieces of `size`, whatever the sizes of the input's pieces; the last may be shorter."""
     kept: list[NDArray[np.float32]] = []
     held = 0
     for piece in rows:
@@ -63,7 +65,10 @@ def _regrouped(rows: Iterable[NDArray[np.float32]], size: int) -> Iterable[NDArr
 def nearest(
     matrix: NDArray[np.float64], alive: NDArray[np.bool_], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (channel, other) of each living unit's k most correlated living others, ties by channel; rank order."""
+    """Return pairs (channel, other): the k living units that correlate most with each living unit.
+
+    Both arrays have k entries per living unit, the highest correlation first and ties in the order of channels.
+    """
     living = np.flatnonzero(alive)
     if len(living) < 2:
         nothing = np.zeros(0, np.int64)
@@ -71,7 +76,9 @@ def nearest(
     part = matrix[np.ix_(living, living)].copy()
     np.fill_diagonal(part, -np.inf)
     k = min(k, len(living) - 1)
-    least = -np.partition(-part, k - 1, axis=1)[:, k - 1]  # each row's k-th: what reaches it is few, ties included
+    least = -np.partition(-part, k - 1, axis=1)[
+        :, k - 1
+    ]  # the k-th highest of each row: few values reach it, even with ties
     order = np.empty((len(living), k), np.int64)
     for row, values in enumerate(part):
         near = np.flatnonzero(values >= least[row])

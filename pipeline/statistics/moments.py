@@ -1,6 +1,7 @@
-"""Sums that do not depend on how the images were cut into shards: double-double addition.
+"""Sums that do not depend on how the images were cut into shards, by double-double addition.
 
-Each sum is an unevaluated pair of float64 (Knuth's TwoSum), some 106 bits: after rounding, the same for any grouping.
+Each sum is an unevaluated pair of float64 numbers (Knuth's TwoSum), which holds some 106 bits. Rounded to float64, it
+is the same for any grouping.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pair:
-    """high + low, float64 arrays of one shape."""
+    """The unevaluated sum high + low of two float64 arrays of the same shape."""
 
     high: Doubles
     low: Doubles
@@ -35,7 +36,7 @@ def add(a: Pair, b: Pair) -> Pair:
 
 
 def add_rows_into(sums: Pair, rows: Doubles) -> None:
-    """Adds rows [n, units] to `sums` in place, one after the other: `add`, compiled."""
+    """Add rows [n, units] to `sums` in place, one after the other, as `add` does; this is compiled."""
     _add_rows(sums.high, sums.low, rows)
 
 
@@ -53,12 +54,12 @@ def _add_rows(high: Doubles, low: Doubles, rows: Doubles) -> None:
 
 
 def mean_and_variance(total: Pair, square: Pair, count: int) -> tuple[Doubles, Doubles]:
-    """Mean and population variance of `count` values from their sum and sum of squares: float64 [units]."""
+    """Return mean and population variance, float64 [units], from the sum and sum of squares of `count` values."""
     if count == 0:
         nothing = np.zeros_like(total.high)
         return nothing, nothing
     mean = (total.high + total.low) / count
-    # square - total^2 / count, with the product taken exactly (its own rounding error from Dekker's split)
+    # square - total^2 / count, with an exact product: Dekker's split gives its rounding error
     product = total.high * mean
     error = _product_error(total.high, mean, product) + total.low * mean
     spread = add(square, Pair(-product, -error))

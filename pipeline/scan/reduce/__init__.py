@@ -1,4 +1,4 @@
-"""Reducers: from one activation to the statistics of its units, written to the buffers of a batch."""
+"""Reducers: compute the statistics of the units of one activation and write them to the buffers of a batch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pipeline.scan.batch_statistics import Buffers
 
-Reducer = Callable[[Tensor, slice, bool, Buffers], None]  # activation [n, C, H, W], its units, signed, where to write
+Reducer = Callable[[Tensor, slice, bool, Buffers], None]  # activation [n, C, H, W], its units, signed, output
 
 
 def choose(device: str) -> Reducer:
-    """The fastest reducer for a device: numba on a CPU, torch elsewhere."""
+    """Return the fastest reducer for a device: numba on a CPU, torch elsewhere."""
     if device == "cpu":
         from pipeline.scan.reduce.cpu import reduce_numba
 

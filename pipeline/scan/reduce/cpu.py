@@ -1,10 +1,13 @@
-"""The fused reducer on a CPU: every activation is read once, for all statistics together (numba).
+"""The fused reducer for a CPU: it reads every activation once for all statistics together (numba).
 
-One task is one image and one block of channels; positions are walked eight at a time in memory order (channels last),
-the channels of a block in the inner, vectorised loop. It runs on one thread and without Python's lock: batches run
-beside each other. The arithmetic bounds it, not only memory, so the loop keeps it small: an extreme's place is kept to
-eight positions and found again at the end; sums are of deviations from the first position, eight of them in float32
-before they join a float64 sum (a constant unit has exactly no variance, and rounding is relative to the deviations).
+A task is one image and one block of channels. The outer loop takes eight positions at a time in memory order (channels
+last). The inner, vectorized loop runs over the channels of the block. A call uses one thread and releases Python's
+lock, so that several batches can run in parallel.
+
+Arithmetic limits the speed, not memory alone, so the loop does little of it. For an extreme it only notes which eight
+positions hold it, and the exact position is looked up at the end. Sums are of deviations from the first position, eight
+of which are added in float32 before they join a float64 sum. So the variance of a constant unit is exactly 0, and
+rounding errors are relative to the deviations.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from torch import Tensor
 
 from pipeline.scan.batch_statistics import Buffers
 
-BLOCK = 256  # channels a task: the scratch rows stay in the first-level cache
-STEP = 8  # positions a turn of the loop, written out below
-_HIGH, _LOW, _ACTIVE, _SHIFT, _HIGH_AT, _LOW_AT = (BLOCK * i for i in range(6))  # rows of one scratch: no alias checks
+BLOCK = 256  # channels per task: the scratch rows stay in the first-level cache
+STEP = 8  # positions per iteration; the loop below is unrolled by hand
+_HIGH, _LOW, _ACTIVE, _SHIFT, _HIGH_AT, _LOW_AT = (BLOCK * i for i in range(6))  # one scratch array: no alias checks
 
 
 def reduce_numba(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
-    """One pass over a CPU activation, channels last in memory (copied so where it is not)."""
+    """Reduce a CPU activation [n, C, H, W] in one pass. It is copied first if it is not channels last in memory."""
     images, channels, height, width = x.shape
     rows = x.float().permute(0, 2, 3, 1)
     if rows.stride(3) != 1 or (height > 1 and width > 1 and rows.stride(1) != width * rows.stride(2)):
@@ -56,17 +59,17 @@ def reduce_rows(
     out_square: Any,
     out_active: Any,
 ) -> None:
-    """Reduces x over positions. x: flat float32, element (n, p, c) at n * image_stride + p * position_stride + c.
+    """Reduce x over positions. x: flat float32, element (n, p, c) at n * image_stride + p * position_stride + c.
 
-    Outputs [images, channels]: max and min float32, places int32 (first in order; argmin only where `place_low`), sums
-    float64, count above 0 int32.
+    Outputs are [images, channels]: max and min float32; argmax and argmin int32, the first position of each extreme
+    (argmin only if `place_low`); sums float64; the count of values above 0 int32.
     """
     blocks = (channels + BLOCK - 1) // BLOCK
     whole = positions - positions % STEP
     f = np.empty(6 * BLOCK, np.float32)
     d = np.empty(2 * BLOCK, np.float64)
     zero, one = np.float32(0), np.float32(1)
-    for task in range(images * blocks - 1, -1, -1):  # what was written last is still in the cache
+    for task in range(images * blocks - 1, -1, -1):  # backwards: what was written last is still in the cache
         n = task // blocks
         first = (task % blocks) * BLOCK
         width = min(BLOCK, channels - first)
@@ -82,16 +85,16 @@ def reduce_rows(
             a2, a3 = x[o + 2 * s : o + 2 * s + width], x[o + 3 * s : o + 3 * s + width]
             a4, a5 = x[o + 4 * s : o + 4 * s + width], x[o + 5 * s : o + 5 * s + width]
             a6, a7 = x[o + 6 * s : o + 6 * s + width], x[o + 7 * s : o + 7 * s + width]
-            place = np.float32(p)
+            position = np.float32(p)
             for k in range(width):
                 v0, v1, v2, v3, v4, v5, v6, v7 = a0[k], a1[k], a2[k], a3[k], a4[k], a5[k], a6[k], a7[k]
                 top = max(v0, v1, v2, v3, v4, v5, v6, v7)
                 high = f[_HIGH + k]
-                f[_HIGH_AT + k] = place if top > high else f[_HIGH_AT + k]
+                f[_HIGH_AT + k] = position if top > high else f[_HIGH_AT + k]
                 f[_HIGH + k] = top if top > high else high
                 bottom = min(v0, v1, v2, v3, v4, v5, v6, v7)
                 low = f[_LOW + k]
-                f[_LOW_AT + k] = place if bottom < low else f[_LOW_AT + k]
+                f[_LOW_AT + k] = position if bottom < low else f[_LOW_AT + k]
                 f[_LOW + k] = bottom if bottom < low else low
                 f[_ACTIVE + k] += (
                     ((one if v0 > zero else zero) + (one if v1 > zero else zero))
@@ -110,13 +113,13 @@ def reduce_rows(
         for p in range(whole, positions):
             o = base + p * position_stride
             a0 = x[o : o + width]
-            place = np.float32(p)
+            position = np.float32(p)
             for k in range(width):
                 v = a0[k]
                 high, low = f[_HIGH + k], f[_LOW + k]
-                f[_HIGH_AT + k] = place if v > high else f[_HIGH_AT + k]
+                f[_HIGH_AT + k] = position if v > high else f[_HIGH_AT + k]
                 f[_HIGH + k] = v if v > high else high
-                f[_LOW_AT + k] = place if v < low else f[_LOW_AT + k]
+                f[_LOW_AT + k] = position if v < low else f[_LOW_AT + k]
                 f[_LOW + k] = v if v < low else low
                 f[_ACTIVE + k] += one if v > zero else zero
                 v -= f[_SHIFT + k]
@@ -138,13 +141,16 @@ def reduce_rows(
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
 def _place(x: Any, base: int, stride: int, whole: int, coarse: Any, extreme: Any, out: Any) -> None:
-    """The first of the eight positions from `coarse` that has the extreme; the others' place is known."""
+    """Write the exact position of each extreme: the first of the eight positions from `coarse` that has it.
+
+    A position in the remainder, from `whole` on, is exact already.
+    """
     for k in range(len(coarse)):
         at = int(coarse[k])
         if at < whole:
             o = base + k + at * stride
-            found = 7
+            step = 7
             for j in range(6, -1, -1):  # without a branch that the processor could mispredict
-                found = j if x[o + j * stride] == extreme[k] else found
-            at += found
+                step = j if x[o + j * stride] == extreme[k] else step
+            at += step
         out[k] = at

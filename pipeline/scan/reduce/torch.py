@@ -1,4 +1,4 @@
-"""The reducer made of torch's own reductions, for any device."""
+"""The reducer built from torch's own reductions, for any device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.scan.batch_statistics import Buffers
 
 
 def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
-    """The same with torch's own reductions, on any device, without waiting for it."""
+    """Reduce an activation [n, C, H, W] with torch's own reductions, without waiting for the device."""
     images = x.shape[0]
     flat = x.float().flatten(2)
     out.max[:images, units], out.argmax[:images, units] = first_extreme(flat, largest=True)
@@ -18,7 +18,7 @@ def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
     else:
         out.min[:images, units] = flat.amin(2)
     shift = flat[:, :, :1]
-    deviations = flat - shift  # as the compiled reducer: a constant has exactly no variance
+    deviations = flat - shift  # as in the numba reducer: the variance of a constant is exactly 0
     total = deviations.sum(2, dtype=torch.float64)
     square = deviations.square().sum(2, dtype=torch.float64)
     first, count = shift[:, :, 0].double(), flat.shape[2]
@@ -28,8 +28,8 @@ def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
 
 
 def first_extreme(flat: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Extreme over the last axis and the first place that has it (`torch.max` promises no order among ties)."""
+    """Return the extreme over the last axis and its first position; `torch.max` promises no order among ties."""
     value = flat.amax(2) if largest else flat.amin(2)
-    places = torch.arange(flat.shape[2], device=flat.device, dtype=torch.int32)
-    beyond = torch.full_like(places, flat.shape[2])
-    return value, torch.where(flat == value[..., None], places, beyond).amin(2)
+    positions = torch.arange(flat.shape[2], device=flat.device, dtype=torch.int32)
+    beyond = torch.full_like(positions, flat.shape[2])
+    return value, torch.where(flat == value[..., None], positions, beyond).amin(2)
