@@ -1,7 +1,8 @@
-"""`[compute] compile = true`: the tapped network through torch.compile, in one graph.
+"""`[compute] compile = true`: compile the network with its taps by torch.compile, in one graph.
 
-Taps become an operator of our own, opaque to the compiler: its mutable argument survives dead-code elimination, so the
-graph has no breaks. Measured on a CPU it gains little over the folded eager pass.
+Taps become a custom operator, which the compiler does not look into, so the graph has no breaks. The operator declares
+a mutable argument, so dead-code elimination keeps it. Measured on a CPU, this gains little over the folded eager
+network.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ Tap = Callable[[Layer, Tensor], None]
 
 
 class _TapSet:
-    """The layers of one compiled network and what takes their outputs; found again by number inside the graph.
+    """The layers of one compiled network and their tap, which the operator in the graph looks up by number.
 
-    The network's own taps hold it, so it lives as long as they.
+    The network's taps hold a reference to it, so it lives as long as they do.
     """
 
     def __init__(self, layers: Sequence[Layer], tap: Tap) -> None:
@@ -39,7 +40,7 @@ _sets: weakref.WeakValueDictionary[int, _TapSet] = weakref.WeakValueDictionary()
 
 @torch.library.custom_op("unitscope::tap", mutates_args=("state",))
 def _tap(x: Tensor, state: Tensor, number: int, layer: int) -> None:
-    """`state` is written in name alone, so that no compiler takes the call for dead."""
+    """Pass x to the tap of a layer. `state` is only declared as written, so that no compiler removes the call."""
     taps = _sets[number]
     taps.tap(taps.layers[layer], x)
 
@@ -50,12 +51,15 @@ def _(x: Tensor, state: Tensor, number: int, layer: int) -> None:
 
 
 def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Callable[[Tensor], object]:
-    """The network with taps, compiled at its first call (a minute or so)."""
+    """Return the network with taps as a function, which is compiled at its first call (about a minute).
+
+    The function raises UsageError if torch.compile fails.
+    """
     taps = _TapSet(layers, tap)
-    places = {layer.name: place for place, layer in enumerate(layers)}
+    indices = {layer.name: index for index, layer in enumerate(layers)}
     state = torch.zeros(1, device=next(iter(network.parameters())).device)
     tapped = graph.with_taps(
-        network, layers, lambda layer, x: torch.ops.unitscope.tap(x, state, taps.number, places[layer.name])
+        network, layers, lambda layer, x: torch.ops.unitscope.tap(x, state, taps.number, indices[layer.name])
     )
     faster = inductor.compiled_whole(tapped)
 
@@ -64,6 +68,8 @@ def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Call
             return faster(x)
         except inductor.compile_error() as error:
             first = str(error).strip().splitlines()[0]
-            raise UsageError(f"[compute] compile = true: torch.compile failed ({first}): set it to false") from error
+            raise UsageError(
+                f"[compute] compile = true: torch.compile failed ({first}); set compile = false"
+            ) from error
 
     return run

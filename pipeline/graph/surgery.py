@@ -1,4 +1,4 @@
-"""Changes to a traced network that share its parameters: taps after nodes, truncation, removing a clip."""
+"""Changes to a traced network that share its parameters: add taps after nodes, truncate it, remove a clip."""
 
 import copy
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +15,7 @@ Tap = Callable[[Layer, Tensor], None]
 
 
 class _Tapped(nn.Module):
-    """Hands a node's output on as NCHW, for each layer that the node serves."""
+    """Call the tap with a node's output as [N, C, H, W], once for each layer of the node."""
 
     def __init__(self, layers: Sequence[Layer], tap: Tap):
         super().__init__()
@@ -31,14 +31,14 @@ class _AsNCHW(nn.Module):
     def __init__(self, layer: Layer, keep: bool):
         super().__init__()
         self.layer = layer
-        self.keep = keep  # a copy, which statements in place after this one leave alone
+        self.keep = keep  # return a copy, which later in-place operations do not change
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer.to_nchw(x.clone() if self.keep else x)
 
 
 def copied(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph and node names in a new GraphModule that shares every submodule and parameter."""
+    """Return a new GraphModule with the same graph and node names; it shares every submodule and parameter."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     fresh = fx.GraphModule(module, graph, type(module).__name__)
@@ -49,12 +49,15 @@ def copied(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.GraphModule:
-    """A network that calls `tap(layer, output as [N, C, H, W])` right after each layer's node, before anything can
-    overwrite it. It ends with the last of them, and returns the logits if they are among the layers, else None."""
+    """Return a network that calls `tap(layer, output as [N, C, H, W])` right after each layer's node.
+
+    So no in-place operation has overwritten the output yet. The network ends with the last of these layers. It returns
+    the logits if they are among the layers, else None. Raises UsageError if the graph has no such node.
+    """
     by_node: dict[str, list[Layer]] = {}
     for layer in layers:
         by_node.setdefault(layer.node, []).append(layer)
-    found = _nodes_named(module, by_node)
+    tapped = _nodes_named(module, by_node)
     fresh = copied(module)
     nodes = {node.name: node for node in fresh.graph.nodes}
     output = next(iter(reversed(fresh.graph.nodes)))
@@ -66,7 +69,7 @@ def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.G
     )
     output.args = (result if wanted else None,)
     taps: list[fx.Node] = []
-    for node in found:
+    for node in tapped:
         name = attach(fresh, f"tap_{node.name}", _Tapped(by_node[node.name], tap))
         with fresh.graph.inserting_after(nodes[node.name]):
             taps.append(fresh.graph.call_module(name, (nodes[node.name],)))
@@ -75,28 +78,31 @@ def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.G
 
 
 def truncated(module: fx.GraphModule, layers: Layer | Sequence[Layer]) -> fx.GraphModule:
-    """The network from its input to that layer's output as [N, C, H, W]; differentiable. Of several layers it gives a
-    tuple in their order, which no later statement in place overwrites."""
+    """Return the network from its input to a layer's output as [N, C, H, W]; it is differentiable.
+
+    For several layers, the network returns a tuple in their order, of copies that no later in-place operation changes.
+    Raises UsageError if the graph has no such node.
+    """
     chosen = [layers] if isinstance(layers, Layer) else list(layers)
     _nodes_named(module, {layer.node for layer in chosen})
     fresh = copied(module)
     nodes = {node.name: node for node in fresh.graph.nodes}
-    found: list[fx.Node] = []
-    for place, layer in enumerate(chosen):
+    outputs: list[fx.Node] = []
+    for index, layer in enumerate(chosen):
         node = nodes[layer.node]
         if layer.layout.kind != "nchw" or len(chosen) > 1:
-            name = attach(fresh, f"nchw_{layer.node}_{place}", _AsNCHW(layer, len(chosen) > 1))
+            name = attach(fresh, f"nchw_{layer.node}_{index}", _AsNCHW(layer, len(chosen) > 1))
             with fresh.graph.inserting_after(node):
                 node = fresh.graph.call_module(name, (node,))
-        found.append(node)
+        outputs.append(node)
     output = next(iter(reversed(fresh.graph.nodes)))
-    output.args = (found[0] if isinstance(layers, Layer) else tuple(found),)
-    _remove_unneeded(fresh, found)
+    output.args = (outputs[0] if isinstance(layers, Layer) else tuple(outputs),)
+    _remove_unneeded(fresh, outputs)
     return fresh
 
 
 def unclipped(module: fx.GraphModule, layer: Layer) -> fx.GraphModule:
-    """The network with the upper limit of that layer's own ReLU6, hardtanh or clamp removed; itself if it has none."""
+    """Return the network without the upper limit of that layer's own clip, or the same module if it has no limit."""
     _nodes_named(module, [layer.node])
     fresh = copied(module)
     node = next(node for node in fresh.graph.nodes if node.name == layer.node)
@@ -108,7 +114,7 @@ def unclipped(module: fx.GraphModule, layer: Layer) -> fx.GraphModule:
         return module
     low = limits[0]
     free: nn.Module = nn.ReLU(inplace=bool(getattr(owner, "inplace", False))) if low == 0 else _AtLeast(low)
-    if act is not None and op.module is not None:  # a norm with its activation inside
+    if act is not None and op.module is not None:  # the activation is inside a norm
         free = with_child(op.module, "act", free)
     name = attach(fresh, f"unclipped_{node.name}", free)
     with fresh.graph.inserting_before(node):
@@ -129,7 +135,7 @@ class _AtLeast(nn.Module):
 
 
 def attach(module: fx.GraphModule, name: str, submodule: nn.Module) -> str:
-    """Add a submodule under that name, or the next free one, and return it."""
+    """Add a submodule under that name, or under the next free one, and return the name."""
     while hasattr(module, name):
         name += "_"
     module.add_submodule(name, submodule)
@@ -137,7 +143,7 @@ def attach(module: fx.GraphModule, name: str, submodule: nn.Module) -> str:
 
 
 def replace_node(old: fx.Node, new: fx.Node) -> None:
-    """Put `new` in the place, and under the name, of `old`."""
+    """Replace the node `old` by `new`, which takes its users and its name."""
     name = old.name
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
@@ -145,7 +151,7 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
 
 
 def with_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
-    """A copy of a module with another child, which shares its parameters, its buffers and its other children."""
+    """Return a copy of a module with one child replaced. It shares the parameters, buffers and other children."""
     shared = (*module.parameters(recurse=False), *module.buffers(recurse=False), *module.children())
     fresh = copy.deepcopy(module, {id(part): part for part in shared})
     setattr(fresh, name, child)
@@ -153,18 +159,21 @@ def with_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
 
 
 def _nodes_named(module: fx.GraphModule, names: Collection[str]) -> list[fx.Node]:
-    found = [node for node in module.graph.nodes if node.name in names]
-    missing = sorted(set(names) - {node.name for node in found})
+    nodes = [node for node in module.graph.nodes if node.name in names]
+    missing = sorted(set(names) - {node.name for node in nodes})
     if missing:
         raise UsageError(
-            f"{', '.join(missing)}: no node of this graph; a convolution that was folded into its norm must be named "
-            "in fold_norms(keep=...) to stay"
+            f"{', '.join(missing)}: no such node in this graph; fold_norms removes convolutions that a norm follows: "
+            "name those to keep in fold_norms(keep=...)"
         )
-    return found
+    return nodes
 
 
 def _remove_unneeded(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> None:
-    """Remove what follows the last wanted node and what leads to none; taps and statements that write in place stay."""
+    """Remove nodes after the last wanted one, and nodes that lead to no wanted one.
+
+    Taps and in-place operations before the last wanted node stay.
+    """
     order = list(module.graph.nodes)
     last = max(order.index(node) for node in wanted) if wanted else -1
     keep = set(wanted)

@@ -1,4 +1,4 @@
-"""Tracing a network into a graph whose nodes have readable paths (`layer1.0.relu_1`, `inception4a.cat`)."""
+"""Trace a network into a graph whose nodes have readable paths (`layer1.0.relu_1`, `inception4a.cat`)."""
 
 import math
 import re
@@ -17,12 +17,12 @@ _ELEMENTARY_TYPES = tuple(cls for classes, _ in ELEMENTARY for cls in classes)
 
 
 class PathTracer(fx.Tracer):
-    """An fx tracer that names each node by the module it ran in, and remembers which module could not be traced."""
+    """An fx tracer that names each node after the module it ran in, and remembers which module could not be traced."""
 
     def __init__(self, leaf_types: tuple[type, ...], functions: tuple[Callable[..., Any], ...], whole: set[str]):
-        # A network can only use what is imported by now: torchvision costs more than a second and most do without.
+        # A network that uses torchvision has imported it by now. For others, the import would cost more than a second.
         vision = sys.modules.get("torchvision.ops")
-        modules: Any = (math,) if vision is None else (math, vision)  # torch's annotation allows one only
+        modules: Any = (math,) if vision is None else (math, vision)  # torch's annotation allows only one module
         super().__init__(autowrap_modules=modules, autowrap_functions=functions)
         whole_types = () if vision is None else (vision.Permute, vision.StochasticDepth)
         self.leaf_types = (*leaf_types, *_ELEMENTARY_TYPES, *whole_types)
@@ -38,8 +38,8 @@ class PathTracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # Only the picture is an input: options such as timm's attn_mask keep their defaults, so that
-        # `if attn_mask is not None` goes the way it goes in the network.
+        # Only the picture is an input. Options such as timm's attn_mask keep their defaults, so that
+        # `if attn_mask is not None` takes the same branch as in the network.
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -84,7 +84,7 @@ class PathTracer(fx.Tracer):
         return candidate
 
     def _is_taken(self, candidate: str, own: bool) -> bool:
-        key = candidate.casefold()  # names become file names, also where case does not count
+        key = candidate.casefold()  # names become file names, and some file systems ignore case
         return key in self.taken or (not own and key in self.module_paths)
 
 
@@ -93,12 +93,16 @@ def _file_name(path: str) -> str:
 
 
 def _leaves_of(network: nn.Module, family: str) -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
-    """timm's own leaf modules and functions, for its models and for others that are built of its parts."""
+    """Return timm's own leaf modules and functions if the network is timm's or uses its parts, else none."""
     return timm.leaves() if family == "timm" or timm.has_parts(network) else ((), ())
 
 
 def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, str]]:
-    """The traced network and the path of each node by its name; submodules that cannot be traced are single nodes."""
+    """Return the traced network, and the path of each node by its name.
+
+    Submodules that cannot be traced become single nodes, with a warning. Raises UsageError if the network's own forward
+    cannot be traced.
+    """
     leaf_types, functions = _leaves_of(network, family)
     whole: set[str] = set()
     before = set(vars(network))
@@ -109,14 +113,16 @@ def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, st
             break
         except Exception as error:
             if not tracer.failed or tracer.failed in whole:
-                kind = type(network).__name__
+                class_name = type(network).__name__
                 raise UsageError(
-                    f"{kind}.forward cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                    "move the control flow into a submodule, which is then taken as one node"
+                    f"{class_name}.forward cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                    "move the control flow into a submodule, which then becomes a single node"
                 ) from error
             whole.add(tracer.failed)
     if whole:
-        warnings.warn(f"taken whole, since they cannot be traced: {', '.join(sorted(whole))}", stacklevel=2)
+        warnings.warn(
+            f"these submodules cannot be traced and become single nodes: {', '.join(sorted(whole))}", stacklevel=2
+        )
     module = fx.GraphModule(network, graph, type(network).__name__)
     for name in set(vars(network)) - before:  # the tracer leaves its constants on the network
         if isinstance(getattr(network, name), Tensor):

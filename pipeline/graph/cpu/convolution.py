@@ -1,15 +1,20 @@
 """Convolutions arranged for a CPU: padding and a clip are part of the operation, and oneDNN computes small batches too.
 
-Two things cost a pass each that the arithmetic does not need. TensorFlow's "same" padding of a strided convolution is
-one pixel more at the right and bottom, which torch's convolutions cannot say: its weights get a row and a column of
-zeros at the left and top instead, and padding is symmetric again (for depthwise convolutions, where the zeros are
-cheaper than the copy). And ReLU or ReLU6 goes to oneDNN with the convolution, by the operator that torch's inductor
-uses for frozen graphs. Zeros change no bit; the fused clip gives the bits of the two operations wherever torch calls
-oneDNN for the first, which it does not at a batch of one or two.
+Two things would each cost an extra pass over a tensor:
 
-And on one thread torch keeps 1 x 1 convolutions of fewer than 16 pictures to itself, its gradients too, at half the
-speed: they go to oneDNN at any batch, so that pieces of a batch cost what the whole does. For the same reason weights
-are kept as oneDNN wants them, which it would else make of them at every call (a tenth of a deep layer's time).
+- TensorFlow's "same" padding of a strided convolution has one more pixel at the right and bottom, which torch's
+  convolutions cannot express. Depthwise convolutions get a row and a column of zero weights at the left and top
+  instead, so that their padding is symmetric again. There the zeros are cheaper than a padded copy of the input.
+- ReLU or ReLU6 is computed by oneDNN together with the convolution, through the operator that torch's inductor uses for
+  frozen graphs.
+
+The zeros change no bit. The fused clip gives the bits of the two separate operations if torch calls oneDNN for the
+convolution, which it does not do for a batch of one or two.
+
+On one thread, torch does not call oneDNN for 1 x 1 convolutions of fewer than 16 pictures, nor for their gradients, and
+takes twice as long. Here they go to oneDNN at any batch size, so that a batch costs the same in pieces as in one. For
+speed, weights are also kept in oneDNN's layout. It would otherwise convert them at every call, which takes a tenth of a
+deep layer's time.
 """
 
 from __future__ import annotations
@@ -26,13 +31,14 @@ from pipeline.compat import aten, onednn
 from pipeline.compat.onednn import Limits, Settings
 from pipeline.compat.timm import is_same_padded
 
-FROM = 16  # pictures: torch computes 1 x 1 convolutions and their gradients by oneDNN
+FROM = 16  # pictures: for this many or more, torch itself computes 1 x 1 convolutions and their gradients by oneDNN
 
 
 class Convolution(nn.Module):
-    """min(max(conv(x), low), high), or conv(x) where there are no limits.
+    """Compute min(max(conv(x), low), high), or conv(x) if there are no limits.
 
-    In inference mode its weights are taken as they are at the first call, in the layout that oneDNN wants for it.
+    In inference mode the weights are converted to oneDNN's layout at the first call with a map size. A later change of
+    the weights may have no effect until the map size changes.
     """
 
     def __init__(self, conv: nn.Conv2d, limits: Limits | None = None):
@@ -40,11 +46,11 @@ class Convolution(nn.Module):
         self.conv, self.limits, self.same = conv, limits, is_same_padded(conv)
         settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.direct = limits is not None or _is_pointwise(conv.weight, settings)
-        self._packed: tuple[tuple[int, ...], Tensor] | None = None  # weights, for maps of one size
+        self._packed: tuple[tuple[int, ...], Tensor] | None = None  # the map size and the weights in the layout for it
 
     @property
     def is_arranged(self) -> bool:
-        """Whether this does anything with a gradient that the convolution alone would not."""
+        """Whether, if gradients are needed, this computes anything in another way than the convolution alone."""
         return (self.direct and onednn.can_convolve()) or (self.same and _is_depthwise(self.conv))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ class Convolution(nn.Module):
         return onednn.convolve(x, packed[1], self.conv.bias, settings, self.limits)
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, Settings]:
-        """What to convolve, with what and how: padding that a number cannot say is with the one or the other."""
+        """Return input, weight and settings. Padding that settings cannot express is added to the weight or input."""
         conv = self.conv
         weight, padding = conv.weight, conv.padding
         if self.same:
@@ -84,14 +90,14 @@ class Convolution(nn.Module):
         return x, weight, (padding, conv.stride, conv.dilation, conv.groups)
 
     def _clip(self, y: Tensor) -> Tensor:
-        """By relu and hardtanh: the gradient of torch's clamp at a limit is 1 before torch 2.14 and 0 since."""
+        """Clip with relu or hardtanh, not clamp, whose gradient at a limit is 1 before torch 2.14 and 0 since then."""
         if self.limits is None:
             return y
         low, high = self.limits
         return F.relu(y) if (low, high) == (0, None) else F.hardtanh(y, low, math.inf if high is None else high)
 
     def _pads(self, x: Tensor, axis: int) -> tuple[int, int]:
-        """Zeros before and after, as many as make the output as long as the input divided by the stride."""
+        """Return the zeros to add before and after, so that the output size is the input size / stride, rounded up."""
         size, stride = x.shape[2 + axis], self.conv.stride[axis]
         reach = (self.conv.kernel_size[axis] - 1) * self.conv.dilation[axis] + 1
         total = max((-(-size // stride) - 1) * stride + reach - size, 0)
@@ -99,7 +105,10 @@ class Convolution(nn.Module):
 
 
 class _Direct(torch.autograd.Function):
-    """With the gradient for x. What a clip lets through shows in its output, so that its input is never stored."""
+    """A convolution with its clip, differentiable in x.
+
+    The mask of the clip is recovered from its output, so its input need not be saved.
+    """
 
     @staticmethod
     def forward(
@@ -117,14 +126,14 @@ class _Direct(torch.autograd.Function):
         if ctx.limits is not None:
             gradient = aten.clip_gradient(gradient, y, *ctx.limits)
         if len(x) < FROM and _is_pointwise(weight, ctx.settings):
-            found = onednn.convolve(gradient, weight.transpose(0, 1), None, ctx.settings, None)
+            x_gradient = onednn.convolve(gradient, weight.transpose(0, 1), None, ctx.settings, None)
         else:
-            found = aten.convolution_gradient(gradient, x, weight, ctx.settings)
-        return found, None, None, None, None
+            x_gradient = aten.convolution_gradient(gradient, x, weight, ctx.settings)
+        return x_gradient, None, None, None, None
 
 
 def _is_pointwise(weight: Tensor, settings: Settings) -> bool:
-    """Whether every pixel is multiplied by one matrix."""
+    """Whether the convolution multiplies every pixel by the same matrix."""
     padding, stride, _, groups = settings
     return weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and tuple(stride) == (1, 1) and groups == 1
 

@@ -1,8 +1,9 @@
-"""Networks arranged for a CPU: the same results in fewer passes over their tensors.
+"""Arrange networks for a CPU: compute the same results in fewer passes over the tensors.
 
-A convolution takes its padding and its clip along (`convolutions.py`), and a residual sum its ReLU.
+A convolution is fused with its padding and its clip (`convolution.py`), and a residual sum with its ReLU.
 
-Both may make 0 of NaN, which torch's clips hand on and the scan refuses: a clip is fused only where none can come in.
+A fused clip turns NaN into 0 and would hide it from the scan, which refuses NaN; torch's own clips pass it on. So fuse
+only where the inputs are provably finite.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline.graph.ops import ACTIVATIONS, NORMS, TRANSPARENT, Op, attribute, o
 from pipeline.graph.surgery import attach, copied, replace_node
 
 _SUMS = (operator.add, torch.add)
-# What makes finite numbers of finite ones, short of overflow, given finite parameters. Division and logarithms do not.
+# Given finite inputs and parameters, these return finite values, barring overflow. Division and logarithms do not.
 _FINITE = (
     ACTIVATIONS
     | NORMS
@@ -38,7 +39,7 @@ _FINITE = (
 
 
 class RectifiedSum(nn.Module):
-    """max(a + b, 0) in one pass; in the memory of `a` where that is said."""
+    """Compute max(a + b, 0) in one pass. `in_place`: write the result to the memory of `a`."""
 
     def __init__(self, in_place: bool):
         super().__init__()
@@ -52,8 +53,11 @@ class RectifiedSum(nn.Module):
 
 
 def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
-    """The same network, sharing its parameters. `clips`: a ReLU, ReLU6 or hardtanh joins the convolution, a ReLU the
-    sum, whose only user it is, under the clip's node name, unless `keep` names the other."""
+    """Return the same network with fused operations; it shares the parameters.
+
+    `clips`: fuse a ReLU, ReLU6 or hardtanh with its convolution, and a ReLU with its sum, if the clip is the only user.
+    The fused node has the clip's name. `keep` names convolutions and sums that are not fused with a clip.
+    """
     fresh = copied(module)
     finite = _finite(fresh) if clips and onednn.can_convolve() else set()
     for node in list(fresh.graph.nodes):
@@ -62,11 +66,11 @@ def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.Grap
             continue
         (user,) = node.users if len(node.users) == 1 and node.name not in keep else (node,)
         limits = _limits(user, fresh) if user is not node and node.name in finite else None
-        one = Convolution(conv, limits)
-        if not clips and not one.is_arranged:
+        arranged = Convolution(conv, limits)
+        if not clips and not arranged.is_arranged:
             continue
         last = node if limits is None else user
-        name = attach(fresh, f"{last.name}_arranged", one)
+        name = attach(fresh, f"{last.name}_arranged", arranged)
         with fresh.graph.inserting_before(last):
             replacement = fresh.graph.call_module(name, node.args)
         replace_node(last, replacement)
@@ -81,7 +85,7 @@ def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.Grap
 
 
 def _rectify(node: fx.Node, module: fx.GraphModule, keep: Collection[str]) -> None:
-    """Give a sum of two tensors the ReLU that follows it, if one does and nothing else needs the sum."""
+    """Fuse a sum of two tensors with the ReLU that follows it, if there is one and nothing else uses the sum."""
     relu = node.next
     if len(node.all_input_nodes) != 2 or len(node.args) != 2 or node.kwargs or list(node.users) != [relu]:
         return
@@ -89,7 +93,9 @@ def _rectify(node: fx.Node, module: fx.GraphModule, keep: Collection[str]) -> No
         return
     first = node.all_input_nodes[0]
     spent = list(first.users) == [node] and first.name not in keep
-    own = isinstance(op_of(first, module).module, (Convolution, nn.Conv2d))  # no view of what is needed elsewhere
+    own = isinstance(
+        op_of(first, module).module, (Convolution, nn.Conv2d)
+    )  # never a view of a tensor that is needed elsewhere
     name = attach(module, f"{relu.name}_arranged", RectifiedSum(spent and own))
     with module.graph.inserting_before(node):
         replacement = module.graph.call_module(name, node.args)
@@ -98,18 +104,18 @@ def _rectify(node: fx.Node, module: fx.GraphModule, keep: Collection[str]) -> No
 
 
 def _finite(module: fx.GraphModule) -> set[str]:
-    """Nodes whose values are finite whatever the picture, by what they are made of."""
-    found: set[str] = set()
+    """Return the names of the nodes whose values are provably finite for every picture, barring overflow."""
+    names: set[str] = set()
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = attribute(module, str(node.target))
-            good = isinstance(value, Tensor) and _all_finite(value)
+            is_finite = isinstance(value, Tensor) and _all_finite(value)
         else:
             op = op_of(node, module)
-            good = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(node, op))
-        if good and all(source.name in found for source in node.all_input_nodes):
-            found.add(node.name)
-    return found
+            is_finite = node.op == "placeholder" or (op.kind in _FINITE and _has_finite_parameters(node, op))
+        if is_finite and all(source.name in names for source in node.all_input_nodes):
+            names.add(node.name)
+    return names
 
 
 def _has_finite_parameters(node: fx.Node, op: Op) -> bool:
@@ -118,13 +124,13 @@ def _has_finite_parameters(node: fx.Node, op: Op) -> bool:
     if not all(math.isfinite(x) for x in numbers):
         return False
     if op.module is None:
-        return not op.norm  # of a function's epsilon nothing is known
+        return not op.norm  # the epsilon of a norm that is a function is not known here
     tensors = (*op.module.parameters(), *op.module.buffers())
     return all(_all_finite(x) for x in tensors) and (not op.norm or _divides_by_something(op.module))
 
 
 def _divides_by_something(norm: nn.Module) -> bool:
-    """Whether what a norm divides by is above zero, whatever the picture."""
+    """Whether a norm divides by a value above zero for every picture."""
     epsilon, variance = getattr(norm, "eps", None), getattr(norm, "running_var", None)
     least = 0.0 if variance is None else float(variance.min())
     return isinstance(epsilon, float) and epsilon + min(least, 0.0) > 0
@@ -143,5 +149,5 @@ def _limits(node: fx.Node, module: fx.GraphModule) -> Limits | None:
 
 
 def _is_arrangeable(conv: nn.Conv2d) -> bool:
-    """Whether it is plain, and zeros, as many as a number says, lie outside."""
+    """Whether a convolution is plain and pads with zeros by numbers of pixels, not by torch's "same" or "valid"."""
     return is_plain(conv) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

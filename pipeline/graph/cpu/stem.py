@@ -1,8 +1,8 @@
-"""A network in two halves: the first, where maps are large, is run on a few pictures at a time.
+"""Split a network in two, so that the first part, where maps are large, can run on a few pictures at a time.
 
-The first layers of a network for photographs put out maps tens of times as large as the last ones do. A batch that is
-large enough for these has hundreds of megabytes in flight in those, for no gain: their weights are small, and what four
-pictures need stays nearer to the processor.
+In a network for photographs, the maps of the first layers are tens of times larger than those of the last layers. A
+batch that is large enough for the last layers takes hundreds of megabytes in the first. That gains nothing, because the
+weights of the first layers are small, and the maps of only four pictures stay closer to the processor.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from torch import fx
 
 from pipeline.graph.surgery import copied
 
-STEM_BATCH = 4  # pictures that the first half takes at a time
-SMALL = 4  # times smaller than the largest are the maps of the second
+STEM_BATCH = 4  # pictures that the first part takes at a time
+SMALL = 4  # maps of the second part are at least this many times smaller than the largest
 
 
 def split_stem(module: fx.GraphModule, sizes: Mapping[str, int]) -> tuple[fx.GraphModule, fx.GraphModule] | None:
-    """The network up to where one tensor alone is handed on and all that follow are small, and the rest, which takes
-    that tensor; None where there is no such place. `sizes`: values a picture of the nodes that have pictures along
-    their first axis."""
+    """Split at the first point where a single tensor crosses, after the large maps.
+
+    Returns the part before that point and the part after it, which takes the tensor; or None if there is no such point.
+    The first axis of the tensor must be the batch, and it must not be the output. `sizes`: the number of values per
+    picture of each node whose first axis is the batch.
+    """
     nodes = list(module.graph.nodes)
-    place = {node: i for i, node in enumerate(nodes)}
+    position = {node: i for i, node in enumerate(nodes)}
     large = max(sizes.values(), default=0) // SMALL
     first = max((i for i, node in enumerate(nodes) if sizes.get(node.name, 0) > large), default=len(nodes)) + 1
-    needed = -1  # the last node that needs one before this
+    needed = -1  # index of the last node that uses a node before this one
     for i, node in enumerate(nodes[:-1]):
         if i >= first and needed <= i and node.name in sizes and nodes[-1] not in node.users:
             return _until(module, node.name), _after(module, node.name)
-        needed = max([needed, *(place[user] for user in node.users)])
+        needed = max([needed, *(position[user] for user in node.users)])
     return None
 
 
