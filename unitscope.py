@@ -44,17 +44,17 @@ def __dir__() -> list[str]:
 
 # command -> (module, one line for the list of commands)
 COMMANDS = {
-    "run": ("pipeline.commands.cli", "Run a config's stages into a store; again, to resume."),
-    "slurm": ("pipeline.commands.slurm", "The same run as a chain of Slurm array jobs."),
-    "plan": ("pipeline.commands.cli", "What a run would do: stages, shards, bytes and hours."),
+    "run": ("pipeline.commands.cli", "Run a config's stages into a store, or resume them."),
+    "slurm": ("pipeline.commands.slurm", "Submit a run as a chain of Slurm jobs."),
+    "plan": ("pipeline.commands.cli", "Show what a run would do: stages, shards, bytes and hours."),
     "pack": ("pipeline.commands.cli", "Decode and resize pictures once, for many models to scan."),
-    "layers": ("pipeline.commands.cli", "Layers and units of a model, without weights or data."),
-    "render": ("pipeline.commands.render", "A feature visualization of one unit: Lucid in a shell."),
-    "repair": ("pipeline.commands.cli", "Run again exactly the shards whose files are damaged."),
-    "status": ("pipeline.commands.status", "Runs of a store, shards done, rejected images."),
+    "layers": ("pipeline.commands.cli", "List the layers and units of a model, without weights or data."),
+    "render": ("pipeline.commands.render", "Render a feature visualization of one unit."),
+    "repair": ("pipeline.commands.cli", "Run again the shards whose files are damaged or missing."),
+    "status": ("pipeline.commands.status", "Show the runs of a store, shards done and rejected images."),
     "verify": ("store.commands", "Check every file of a store against its digest."),
-    "export": ("store.commands", "A smaller store of one run or some of its layers."),
-    "sql": ("query.commands.cli", "Ask a store in SQL."),
+    "export": ("store.commands", "Write a smaller store with one run or some of its layers."),
+    "sql": ("query.commands.cli", "Query a store in SQL."),
     "top-units": ("query.commands.cli", "Which units fire most on this image?"),
     "top-images": ("query.commands.cli", "Which images fire this unit most?"),
     "similar": ("query.commands.cli", "Units like a unit, or images like an image."),
@@ -88,10 +88,10 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="unitscope")
 def cli() -> None:
-    """Every unit of a vision network: what it looks for, and which of your images excite it.
+    """Show what every unit of a vision network looks for, and which of your images excite it.
 
     \b
-    A first look, on real photographs that come with the demo packages:
+    A first look, at photographs that come with the demo packages:
       unitscope run configs/demo.toml
       unitscope top-units stores/demo 0
       unitscope unit stores/demo blocks.5.0.bn1:12 --save unit.png
@@ -99,7 +99,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; bad usage or input is one line on standard error and exit 2."""
+    """Run the command line. Bad usage or input gives one line on standard error and exit code 2."""
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -112,7 +112,7 @@ def main() -> None:
         hint = f" (see `{context.command_path} --help`)" if context else ""
         _fail(f"{error.format_message()}{hint}")
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; run the same command again to go on", err=True)
+        click.echo("stopped; run the same command again to resume", err=True)
         sys.exit(130)
     except BrokenPipeError:  # `unitscope sql ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Commands that compute: run, plan, layers, repair. (`render` is in `pipeline.commands.render`.)"""
+"""The commands run, plan, pack, layers and repair. (`render`, `slurm` and `status` have modules of their own.)"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _store_of(config: str, store: str | None) -> Path:
 
 
 def _job(config: str, store: str | None, workers: int | None = None, device: str = "") -> Job:
-    settings = _settings(config, workers)  # before torch is imported: a misspelt key is said at once
+    settings = _settings(config, workers)  # before torch is imported, so that a misspelt key is reported at once
     from pipeline.job import Job
 
     return Job(settings, _store_of(config, store), device=device)
@@ -43,45 +43,51 @@ def _settings(config: str, workers: int | None = None) -> Config:
 def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+)/(\d+)", value)
-    if not found or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not match or int(match[1]) >= int(match[2]):
         raise click.BadParameter(f"{value!r}: expected I/N with I from 0 to N - 1, e.g. 0/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("config")
-@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
-@click.option("--stage", "stages", multiple=True, type=click.Choice(NAMES), help="Only this stage; may be repeated.")
-@click.option("--shard", metavar="I/N", callback=_parse_shard, help="Only the shards s of one stage with s mod N = I.")
+@click.option("--store", metavar="DIR", help="Folder of the store.  [default: stores/<config stem>]")
+@click.option(
+    "--stage", "stages", multiple=True, type=click.Choice(NAMES), help="Run only this stage; may be repeated."
+)
+@click.option(
+    "--shard", metavar="I/N", callback=_parse_shard, help="Process shards I, I+N, I+2N, ... of the one --stage given."
+)
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes, one a GPU; with ray: tasks at "
-              "a time.  [default: from the config; with ray: what the cluster holds]")  # fmt: skip
-@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else Ray is "
-              "started here]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of worker processes, one per GPU; with "
+              "ray, of tasks at a time.  [default: from the config; with ray: as many as fit]")  # fmt: skip
+@click.option("--address", metavar="HOST:PORT", help="Address of a running Ray cluster, or auto.  [default: "
+              "$RAY_ADDRESS, else start Ray here]")  # fmt: skip
 @click.option("--patience", type=click.FloatRange(1), default=900.0, show_default=True, metavar="SECONDS",
-              help="Without a finished shard for so long, what is missing is sent again.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What the run computes on, said where a machine "
-              "that only indexes or folds has no GPU.  [default: from the config]")  # fmt: skip
+              help="Resubmit unfinished shards after SECONDS without progress.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device that the run computes on. Say cuda "
+              "on a machine without a GPU that indexes or folds a GPU's run.  [default: from the config]")  # fmt: skip
 def run(
     config: str, store: str | None, stages: tuple[str, ...], shard: tuple[int, int] | None, executor: str,
     workers: int | None, address: str | None, patience: float, device: str | None,
 ) -> None:  # fmt: skip
-    """Run a config's stages into a store. Run it again after any interruption: what is done is not done twice.
+    """Run the stages of CONFIG and write the results to a store.
+
+    Run the command again after any interruption: shards that are done are not run twice.
 
     \b
     Examples:
       unitscope run configs/demo.toml
-      unitscope run configs/demo.toml --stage scan --shard 3/16      (one of 16 that share the scan out)
-      unitscope run configs/demo.toml --workers 4                    (four processes, one a GPU)
+      unitscope run configs/demo.toml --stage scan --shard 3/16      (one of 16 shares of the scan)
+      unitscope run configs/demo.toml --workers 4                    (four processes, one per GPU)
       unitscope run configs/demo.toml --executor ray --address auto  (tasks of a running Ray cluster)
     """
     if address and executor != "ray":
-        raise UsageError("--address is a Ray cluster's: add --executor ray")
+        raise UsageError("--address is the address of a Ray cluster: add --executor ray")
     if device and executor == "ray":
-        raise UsageError("--device is not for --executor ray: set [compute] device in the config")
+        raise UsageError("--device cannot be used with --executor ray: set [compute] device in the config")
     if shard and len(stages) != 1:
-        raise UsageError("--shard I/N needs exactly one --stage, whose shards it shares out")
+        raise UsageError("--shard I/N needs exactly one --stage, whose shards are divided")
     ordered = tuple(sorted(set(stages), key=NAMES.index))
     if executor == "ray":
         _run_on_ray(_settings(config), _store_of(config, store), ordered, shard, workers or 0, address, patience)
@@ -106,9 +112,12 @@ def _run_on_ray(
 
 @click.command()
 @click.argument("config")
-@click.option("--store", metavar="DIR", help="Where the store is or will be.  [default: stores/<config stem>]")
+@click.option("--store", metavar="DIR", help="Folder of the store.  [default: stores/<config stem>]")
 def plan(config: str, store: str | None) -> None:
-    """What a run would do: stages and shards, what is done, estimated bytes and, from a short measurement, hours.
+    """Show what a run of CONFIG would do, and what is done.
+
+    For each stage it shows the number of shards, how many are done, and the estimated time, from a short
+    measurement on this machine. It also estimates the bytes of the store and the memory of visualizations.
 
     \b
     Example:
@@ -122,9 +131,11 @@ def plan(config: str, store: str | None) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--all", "every", is_flag=True, help="Every node with a channel axis, not only the default layers.")
+@click.option("--all", "every", is_flag=True, help="List every node with a channel axis, not only the default layers.")
 def layers(model: str, every: bool) -> None:
-    """Layers and units of MODEL (torchvision:NAME, timm:NAME, python:MODULE:FACTORY), without weights or data.
+    """List the layers and units of MODEL: torchvision:NAME, timm:NAME or python:MODULE:FACTORY.
+
+    Neither weights nor data are needed.
 
     \b
     Example:
@@ -151,9 +162,13 @@ def layers(model: str, every: bool) -> None:
 
 @click.command()
 @click.argument("store")
-@click.option("--allow-model-code", is_flag=True, help="Let a python: model named by the store be imported.")
+@click.option(
+    "--allow-model-code", is_flag=True, help="Let a store whose model is python:... import it, which runs its code."
+)
 def repair(store: str, allow_model_code: bool) -> None:
-    """Run again exactly the shards of STORE whose files are damaged or missing, as `verify` finds them.
+    """Run again the shards of STORE whose files are damaged or missing, as found by `verify`.
+
+    If the partials that they read are gone, the shards that wrote these are run again too.
 
     \b
     Example:
@@ -166,19 +181,27 @@ def repair(store: str, allow_model_code: bool) -> None:
 
 @click.command()
 @click.argument("config")
-@click.option("--to", "folder", required=True, metavar="DIR", help="Where the shards go: a new folder.")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    metavar="DIR",
+    help="Folder for the shards; it must be new, empty, or of the same packing.",
+)
 @click.option(
     "--format", "kind", type=click.Choice(["jpeg", "raw"]), default="jpeg", show_default=True,
-    help="raw: pixels that need no decoding, for some eight times the bytes.",
+    help="Format of the pictures. raw: pixels that need no decoding but some eight times the bytes.",
 )  # fmt: skip
-@click.option("--size", default=256, show_default=True, type=click.IntRange(16), help="Pixels of the short side.")
-@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of JPEG.")
-@click.option("--shard-size", default=1000, show_default=True, type=click.IntRange(1), help="Pictures a tar file.")
+@click.option(
+    "--size", default=256, show_default=True, type=click.IntRange(16), help="Short side of the pictures, in pixels."
+)
+@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Quality of JPEG.")
+@click.option("--shard-size", default=1000, show_default=True, type=click.IntRange(1), help="Pictures per tar file.")
 def pack(config: str, folder: str, kind: str, size: int, quality: int, shard_size: int) -> None:
-    """Decode and resize the pictures of CONFIG once, into tar shards that many models then scan faster.
+    """Decode and resize the pictures of CONFIG once, into tar shards that many models can then scan faster.
 
-    Classes and paths go along. Scan the shards with [dataset] source = "webdataset:DIR/*.tar". Run it again after an
-    interruption: finished shards are kept.
+    The shards keep classes and paths. Scan them with [dataset] source = "webdataset:DIR/*.tar". Run the command again
+    after an interruption: finished shards are kept.
 
     \b
     Example:
@@ -189,11 +212,11 @@ def pack(config: str, folder: str, kind: str, size: int, quality: int, shard_siz
     settings = read_config(Path(config))
     from pipeline.commands.pack import Packing, pack
 
-    found = pack(settings, Path(folder), Packing(kind, size, quality, shard_size))
-    for path, reason in found.bad:
+    packed = pack(settings, Path(folder), Packing(kind, size, quality, shard_size))
+    for path, reason in packed.bad:
         click.echo(f"left out {path}: {reason}", err=True)
     click.echo(
-        f"{folder}: {found.pictures} pictures in {found.shards} shard(s), {found.bytes / 1e6:.1f} MB; "
+        f"{folder}: {packed.pictures} pictures in {packed.shards} shard(s), {packed.bytes / 1e6:.1f} MB; "
         f'scan them with [dataset] source = "webdataset:{folder}/*.tar"'
     )
 

@@ -1,4 +1,4 @@
-"""Decode and resize once, for many models to scan: a source of pictures into tar shards that `webdataset:` reads."""
+"""Decode and resize pictures once, for many models to scan: write them to tar shards that `webdataset:` reads."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ SETTINGS = "pack.json"
 
 @dataclass(frozen=True)
 class Packing:
-    """`format`: "jpeg", or "raw" for uint8 pixels (PPM), which need no decoding and eight times the bytes; `size`:
-    pixels of the short side, smaller pictures stay as they are; `quality` of JPEG; pictures a shard."""
+    """How pictures are packed.
+
+    `format` is "jpeg", or "raw" for uint8 pixels (PPM), which need no decoding but some eight times the bytes. `size`
+    is the short side in pixels; smaller pictures are not enlarged. `quality` is that of JPEG. `shard_size` is the
+    number of pictures per shard.
+    """
 
     format: str = "jpeg"
     size: int = 256
@@ -40,16 +44,18 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
+    """What a packing holds: numbers of pictures, shards and bytes, and the pictures that were left out."""
+
     pictures: int
     shards: int
     bytes: int
-    bad: tuple[tuple[str, str], ...]  # path, reason: left out
+    bad: tuple[tuple[str, str], ...]  # (path, reason) of each picture that was left out
 
 
 def pack(config: Config, folder: Path, packing: Packing, progress: bool = True) -> Packed:
-    """Packs a config's pictures into `folder`; shards that are there already are kept, so it can be run again.
+    """Pack a config's pictures into `folder`. Existing shards are kept, so that it can be run again.
 
-    Raises UsageError where the folder holds another packing, or where too many pictures cannot be decoded.
+    Raises UsageError if the folder holds something else, or if too many pictures cannot be decoded.
     """
     source = open_source(config.dataset.source, config.dataset.name)
     entries = limited(source.entries, config.dataset.limit, config.dataset.limit_per_class)
@@ -78,22 +84,24 @@ def pack(config: Config, folder: Path, packing: Packing, progress: bool = True) 
 
 
 def _begin(folder: Path, settings: dict[str, object]) -> None:
-    """Refuses a folder that holds something else."""
+    """Make the folder and write the settings to it. Raises UsageError if it holds anything else."""
     folder.mkdir(parents=True, exist_ok=True)
     publish.remove_stale_temporaries(folder)
     text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
-    place = folder / SETTINGS
-    if not place.exists():
+    path = folder / SETTINGS
+    if not path.exists():
         if any(not p.name.startswith(".") for p in folder.iterdir()):
             raise UsageError(f"{folder} holds other files: choose a new or empty folder")
-        publish.replace_text(place, text)
-    elif place.read_text() != text:
-        raise UsageError(f"{folder} holds pictures packed from another source or with other settings: choose another")
+        publish.replace_text(path, text)
+    elif path.read_text() != text:
+        raise UsageError(f"{folder} holds pictures of another source or with other settings: choose another")
 
 
 def _packed(
     source: Source, entries: list[Entry], packing: Packing, threads: int, advance: Callable[[int], object]
 ) -> Iterator[bytes | BadImageError]:
+    """Yield each picture packed, or the error why it cannot be."""
+
     def one(entry: Entry) -> bytes | BadImageError:
         try:
             return packed_picture(source.read(entry), packing)
@@ -102,19 +110,22 @@ def _packed(
         except OSError as error:
             return BadImageError(f"cannot be read: {error.strerror}")
 
-    for found in ordered_map(one, entries, threads):
+    for picture in ordered_map(one, entries, threads):
         advance(1)
-        yield found
+        yield picture
 
 
 def packed_picture(data: bytes, packing: Packing) -> bytes:
-    """One picture, upright RGB, its short side at most `size`. A JPEG that is so already is kept byte for byte."""
+    """Return a picture, encoded, as upright RGB with a short side of at most `size`.
+
+    If the format is "jpeg", a JPEG that already is so is kept byte for byte. Raises BadImageError.
+    """
     image = open_image(data)
     short = min(image.size)
     if short <= packing.size and packing.format == "jpeg" and is_plain_jpeg(data):
         return data
     if short > packing.size:
-        # the long side as torchvision and Preprocess round it, so that a scan need not resize again
+        # rounds the long side as torchvision and Preprocess do, so that a scan need not resize again
         width, height = (packing.size if side == short else int(packing.size * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -126,7 +137,10 @@ def packed_picture(data: bytes, packing: Packing) -> bytes:
 
 
 def _names(entries: list[Entry], suffix: str) -> list[str]:
-    """A member's name for each picture: its path with another suffix, and no dot before that (which ends a key)."""
+    """Return a name in the tar for each picture: its path with another suffix, and unique.
+
+    Its base name has no other dot, since webdataset ends the key of a sample at the first dot.
+    """
     names: list[str] = []
     seen: set[str] = set()
     for entry in entries:
@@ -145,6 +159,7 @@ def _names(entries: list[Entry], suffix: str) -> list[str]:
 def _write(
     path: Path, made: Iterator[bytes | BadImageError], entries: list[Entry], names: list[str]
 ) -> list[tuple[str, str]]:
+    """Write one shard: each picture and a JSON file with its class. Return those that could not be decoded."""
     bad = []
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for data, entry, name in zip(made, entries, names, strict=True):
@@ -159,7 +174,7 @@ def _write(
 
 
 def _left_out(path: Path, entries: list[Entry], names: list[str]) -> list[tuple[str, str]]:
-    """Pictures that an earlier call could not decode: a finished shard does not have them."""
+    """Return the pictures that an earlier call could not decode: those that a finished shard lacks."""
     with tarfile.open(path, "r:") as tar:
         there = set(tar.getnames())
     return [(e.path, "left out before") for e, name in zip(entries, names, strict=True) if name not in there]

@@ -1,4 +1,4 @@
-"""What a run would do, from its config and what the store holds: shards, bytes and hours."""
+"""Plan a run from its config and what the store holds: its shards, bytes and hours."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from pipeline.runtime.devices import set_up
 from pipeline.stages import STAGES, visualize
 from store.errors import UsageError
 
-# Measured on EfficientNet-Lite0 and 500 photographs: bytes an image and unit, and bytes a unit whatever the images.
+# Measured on EfficientNet-Lite0 and 500 photographs: bytes per image and unit, and further bytes per unit.
 STORE_BYTES, STORE_BYTES_OF_UNIT = 4.1, 5_500
 PARTIAL_BYTES, PARTIAL_BYTES_OF_SIGNED = 10, 16  # float32 and uint16: max, argmax, mean; min, argmin
-SAMPLE = 3  # batches of the measurement
+SAMPLE = 3  # batches that are measured
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a picture and a step of one visualization, measured here and now."""
+    """Seconds per scanned picture, and per optimization step of one visualization, as measured on this machine."""
 
     image: float
     render_step: float
 
     def seconds(self, work: Work) -> float:
+        """Return the estimated seconds for some work."""
         return self.image * work.images + self.render_step * work.render_steps
 
 
 def make_plan(job: Job) -> str:
-    """The plan as text. Measures a few batches and steps; computes nothing that is kept."""
+    """Return the plan as text. It runs a few batches and steps to measure their time, and keeps no results."""
     set_up()
     for stage in STAGES:
-        job.store.done(stage.name)  # says, as `run` would, where the store refuses this config
+        job.store.done(stage.name)  # raises, as `run` would, if the store holds a run with another config
     entries = job.dataset.entries
     images, units = len(entries), int(job.spec.units.offsets[-1])
     rates = _measure(job, entries)
@@ -53,7 +54,7 @@ def make_plan(job: Job) -> str:
         ),
         f"dataset   {job.dataset.name}: {images:,} pictures",
         "",
-        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'a shard':>9}",
+        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'per shard':>9}",
     ]
     for stage in STAGES:
         lines.append(_line(job, stage, rates))
@@ -73,13 +74,13 @@ def _line(job: Job, stage: Stage, rates: Rates) -> str:
     seconds = rates.seconds(stage.work(job)) / job.spec.config.compute.workers
     expected = stage.expected(job)
     time = f"{_duration(seconds):>9}" if seconds else ""
-    if seconds and stage.spec.many:  # a minute or two per shard serve a cluster best (docs/cluster.md)
+    if seconds and stage.spec.many:  # a minute or two per shard is best on a cluster (docs/cluster.md)
         time += f" {_duration(rates.seconds(stage.work(job)) / max(expected.first, 1)):>9}"
     try:
         total = sum(len(phase) for phase in stage.phases(job))
         done = total - len(missing_shards(job, stage))
         return f"{stage.name:10} {total:8} {done:6} {time:>9}"
-    except (UsageError, FileNotFoundError):  # its shards follow from a stage that has not run
+    except (UsageError, FileNotFoundError):  # the shards follow from a stage that has not run
         count = expected.first + expected.later
         return f"{stage.name:10} {count if expected.exact else f'to {count}':>8} {0:6} {time:>9}"
 
@@ -92,6 +93,7 @@ def _duration(seconds: float) -> str:
 
 
 def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
+    """Measure decoding, the forward pass and the optimization step; the slower of the first two limits the scan."""
     size = job.spec.config.scan.batch_size
     pixels = []
     started = time.perf_counter()
@@ -119,7 +121,7 @@ def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
 
 
 def _render_seconds(job: Job) -> float:
-    """Seconds a step and picture, the mean of the first, middle and last visualized layer."""
+    """Return the seconds per step and picture: the mean of the first and the middle visualized layer."""
     chosen = visualize.settings(job)
     layers = job.spec.visualized
     seconds = []
@@ -132,13 +134,13 @@ def _render_seconds(job: Job) -> float:
 
 
 def _batch_line(job: Job) -> str:
-    """What a batch of visualizations takes, and the batch that memory allows."""
+    """Return a line about the memory that a batch of visualizations takes, and the batch that memory allows."""
     layer = max(job.spec.visualized, key=lambda x: [y.name for y in job.spec.layers].index(x.name))
-    one = memory.bytes_of_a_picture(Renderer(job.spec.model, layer, visualize.settings(job, batch=1)))
+    picture_bytes = memory.bytes_of_a_picture(Renderer(job.spec.model, layer, visualize.settings(job, batch=1)))
     chosen, side_by_side = job.spec.config.visualize.batch, job.runtime.streams * job.spec.config.compute.workers
-    most = memory.proposed_batch(one * side_by_side, memory.available(job.spec.device))
+    most = memory.proposed_batch(picture_bytes * side_by_side, memory.available(job.spec.device))
     return (
-        f"visualize a batch of {chosen} takes {_bytes(one * chosen)} (of {layer.name}), {side_by_side} at a time: "
+        f"visualize a batch of {chosen} takes {_bytes(picture_bytes * chosen)} ({layer.name}); {side_by_side} at once: "
         f"memory allows a batch of {most}"
     )
 

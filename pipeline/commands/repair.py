@@ -1,4 +1,7 @@
-"""Repair: the shards whose files are damaged or missing are forgotten and run again, with what they were made from."""
+"""Repair a store: forget the shards whose files are damaged or missing, and run them again.
+
+If the partials that they read are gone, the shards that made those run again too.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from store.publish import Record
 
 
 def repair_store(root: Path, model_code: bool = False) -> str:
-    """Repairs every run of a store; returns what was done as one line.
+    """Repair every run of a store, and return a line that says what was done.
 
-    `model_code`: whether a run whose model is a `python:` source, which runs code, may be computed again.
+    `model_code` allows models from a `python:` source, whose code is then run. Raises UsageError if a run cannot be
+    opened, or if problems are left.
     """
     report = verify.verify(root)
     if not report.problems:
@@ -26,20 +30,22 @@ def repair_store(root: Path, model_code: bool = False) -> str:
     damaged = verify.repairable(report)
     lost = [p.path for p in report.problems if p.record is None and p.path.startswith(f"{layout.COMMITS}/")]
     runs = sorted({r.run for r in damaged} | {path.split("/")[1] for path in lost})
-    jobs = [_job_of(root, run, model_code) for run in runs]  # all can be opened before anything is taken away
+    jobs = [_job_of(root, run, model_code) for run in runs]  # opens all before anything is removed
     for path in lost:
         publish.remove_damaged(root, path)
     publish.write_manifest(root)
     for job in jobs:
-        mine = [record for record in damaged if record.run == job.store.run]
+        damaged_here = [record for record in damaged if record.run == job.store.run]
         again = {path.split("/")[2] for path in lost if path.split("/")[1] == job.store.run}
         stages = {r.stage for r in publish.records(root, job.store.run)} | again
-        for record in mine:
+        for record in damaged_here:
             _forget(job, record)
         driver.run(job, [stage.name for stage in STAGES if stage.name in stages])
     left = verify.verify(root).problems
     if left:
-        raise UsageError(f"{root}: {len(left)} problems are left that no shard can mend; first: {left[0]}")
+        raise UsageError(
+            f"{root}: {len(left)} problem(s) are left that running shards again cannot repair; the first: {left[0]}"
+        )
     return f"{root}: repaired, {len(damaged) + len(lost)} shard(s) run again"
 
 
@@ -57,7 +63,10 @@ def _job_of(root: Path, run: str, model_code: bool) -> Job:
 
 
 def _config_of(root: Path, run: str) -> Config:
-    """The config a run was made with, from its index record, which keeps every key that changes results."""
+    """Return the config that a run was made with.
+
+    It comes from the record of the index, which keeps every key that changes results.
+    """
     record = publish.find_record(root, run, "index", "index")
     if record is None:
         raise UsageError(f"{root}: run {run} has no index record, so its config is lost: run the config again")
@@ -71,7 +80,7 @@ def _config_of(root: Path, run: str) -> Config:
 
 
 def _forget(job: Job, record: Record) -> None:
-    """Forgets a shard, and the partials' makers where its inputs are gone already."""
+    """Forget a shard, and also the shards that made its inputs if these partials are gone."""
     stage_named(record.stage).before_rerun(job, record)
     publish.remove_record(job.store.root, record)
     for stage in STAGES:

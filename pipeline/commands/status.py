@@ -1,4 +1,4 @@
-"""The command `status`: what a store says of its runs, joined with what Slurm's queue says of its jobs."""
+"""The command `status`, which joins what a store says of its runs with what Slurm's queue says of its jobs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from store.errors import UsageError
 @click.argument("store")
 @click.option("--timings", is_flag=True, help="Show where the time went: seconds by stage and phase, from the logs.")
 def status(store: str, timings: bool) -> None:
-    """Show the runs of STORE: the shards that each stage has done, those in flight or lost, what Slurm has queued for
-    it, and the images that were rejected.
+    """Show the runs of STORE.
+
+    For each stage it shows the shards that are done and those in flight or lost. It also shows the jobs that Slurm has
+    queued for the store, and the images that were rejected.
 
     \b
     Example:

@@ -53,7 +53,7 @@ class Runtime:
 
     @functools.cached_property
     def _decoders(self) -> ThreadPoolExecutor:
-        """Threads that decode. All shards share them, so that libraries keep their per-thread data once, not per shard."""
+        """Threads that decode. All shards share them, so that the per-thread data of libraries exist only once."""
         return ThreadPoolExecutor(max(self.threads, 1))
 
     def batches(self, ids: NDArray[np.int64]) -> Iterator[Batch]:

@@ -1,1 +1,1 @@
-"""Stages as a chain of Slurm array jobs: `chain` says which jobs a store still needs, `submitting` hands them over."""
+"""Run stages as a chain of Slurm jobs. `chain` lists the jobs that a store still needs, `submitting` submits them."""

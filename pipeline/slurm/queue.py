@@ -1,4 +1,4 @@
-"""What was submitted to Slurm for a store, and what of it is still queued: squeue alone, no accounting."""
+"""Read what was submitted to Slurm for a store, and what is still queued. Only squeue is needed, not accounting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from store import logs
 from store.errors import UsageError
 
-SHOWN = 10  # nodes listed one by one
+SHOWN = 10  # the most nodes that are listed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that squeue lists; of an array, one task (`index`) or several that are pending together."""
+    """A job that squeue lists, or one task of an array: `index` is its index, or "N/A" for a job that is no array."""
 
     job: str
     index: str
@@ -41,6 +41,7 @@ class Queued:
 
 
 def submitted(root: Path) -> list[Submitted]:
+    """Return all jobs that were ever submitted for a store, from its log."""
     return [
         Submitted(int(e["chain"]), str(e["run"]), str(e["step"]), str(e["job"]), int(e["done"]))
         for e in logs.read(root, "slurm")
@@ -49,34 +50,36 @@ def submitted(root: Path) -> list[Submitted]:
 
 
 def queued() -> list[Queued] | None:
-    """Everything in the queue, a task a line; None where this machine has no Slurm. Raises UsageError where the
-    controller does not answer."""
+    """Return the whole queue, one entry per task, or None if this machine has no Slurm.
+
+    Raises UsageError if squeue fails or the controller does not answer within 60 s.
+    """
     if not shutil.which("squeue"):
         return None
     command = ["squeue", "--noheader", "--array", "--format=%F|%K|%T|%r|%N"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except subprocess.TimeoutExpired:
         raise UsageError("squeue does not answer: is Slurm's controller up?") from None
-    if found.returncode:
-        raise UsageError((found.stderr.strip() or "squeue failed").splitlines()[-1])
-    return [Queued(*line.split("|")[:5]) for line in found.stdout.splitlines() if line.count("|") >= 4]
+    if answer.returncode:
+        raise UsageError((answer.stderr.strip() or "squeue failed").splitlines()[-1])
+    return [Queued(*line.split("|")[:5]) for line in answer.stdout.splitlines() if line.count("|") >= 4]
 
 
 def of_store(jobs: list[Submitted], found: list[Queued]) -> dict[str, list[Queued]]:
-    """The queued jobs that were submitted for a store, by step, in the order of submission."""
+    """Return the queued jobs of a store, by step, in the order of submission. `jobs` are those submitted for it."""
     step_of = {job.job: job.step for job in jobs}
     steps: dict[str, list[Queued]] = {step: [] for step in step_of.values()}
-    for one in found:
-        if one.job in step_of:
-            steps[step_of[one.job]].append(one)
+    for entry in found:
+        if entry.job in step_of:
+            steps[step_of[entry.job]].append(entry)
     return {step: entries for step, entries in steps.items() if entries}
 
 
 def lines_of(root: Path, found: list[Queued] | None, silent: str) -> list[str]:
-    """Return what Slurm still has of this store's chain of jobs, as lines; none if no chain was submitted.
+    """Return lines about the jobs of this store that Slurm still has, or none if no chain was submitted.
 
-    `found` is the whole queue (None without Slurm), and `silent` says why it did not answer, if so.
+    `found` is the whole queue, or None without Slurm. `silent` is the error if Slurm did not answer, else "".
     """
     jobs = submitted(root)
     if not jobs:
@@ -84,7 +87,7 @@ def lines_of(root: Path, found: list[Queued] | None, silent: str) -> list[str]:
     if silent:
         return [f"slurm  {silent}"]
     if found is None:
-        return ["slurm  jobs were submitted for this store; this machine has no squeue to ask"]
+        return ["slurm  jobs were submitted for this store, but this machine has no squeue to ask about them"]
     steps = of_store(jobs, found)
     chain = max(job.chain for job in jobs)
     if not steps:
@@ -92,8 +95,8 @@ def lines_of(root: Path, found: list[Queued] | None, silent: str) -> list[str]:
     lines = []
     for step, entries in steps.items():
         groups: dict[str, list[str]] = defaultdict(list)
-        for one in entries:
-            groups[one.state if one.state != "PENDING" else f"PENDING ({one.reason})"].append(one.node)
+        for entry in entries:
+            groups[entry.state if entry.state != "PENDING" else f"PENDING ({entry.reason})"].append(entry.node)
         states = [f"{len(nodes)} {state}{_on(nodes)}" for state, nodes in groups.items()]
         lines.append(f"slurm  chain {chain}: {step:15} {', '.join(states)}")
     return lines

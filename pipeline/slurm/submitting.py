@@ -1,8 +1,8 @@
-"""Handing a chain of jobs to Slurm, and the check between two stages, which sends again what was lost.
+"""Submit a chain of jobs to Slurm, and check between two stages whether shards are missing.
 
-Slurm does not requeue a task that was killed or failed, and a job that waits for its success would wait for ever. So
-jobs wait for the end of others, however they end; a check looks at the store, and where shards are missing it takes the
-rest of its chain back and submits a new one of only what is missing. A chain that commits nothing ends it.
+Slurm does not requeue a task that was killed or failed, and a job that depends on its success would wait for ever. Jobs
+therefore depend only on the end of others. A check looks at the store. If shards are missing, it cancels the rest of
+its chain and submits a new one for what is missing. It stops with an error if its chain committed nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from store.logs import Log
 
 @dataclass(frozen=True)
 class Options:
-    """What sbatch is told; empty means the cluster's default."""
+    """Options for sbatch. An empty one means the cluster's default."""
 
     config: str
     store: str
@@ -34,10 +34,10 @@ class Options:
     gres: str = ""
     time: str = ""
     cpus: int = 0
-    more: tuple[str, ...] = ()  # for sbatch, as they are
+    more: tuple[str, ...] = ()  # passed to sbatch as they are
 
     def words(self) -> list[str]:
-        """The options of `unitscope slurm` that say the same again, for the checks."""
+        """Return these options as arguments of `unitscope slurm`, for the jobs that check."""
         named = [("--partition", self.partition), ("--gres", self.gres), ("--time", self.time)]
         words = ["--store", self.store, "--array", str(self.array)]
         words += [word for name, value in named if value for word in (name, value)]
@@ -46,8 +46,11 @@ class Options:
 
 
 def submit(job: Job, options: Options, dry_run: bool = False) -> str:
-    """Submits the chain of what is missing and returns what was done, in lines. Raises UsageError where jobs of this
-    store are still queued."""
+    """Submit the chain for what is missing, and return lines that say what was submitted.
+
+    With `dry_run`, return the batch scripts instead and write nothing. Raises UsageError if this machine has no Slurm,
+    or if jobs of this store are still queued.
+    """
     wanted = chain.steps(job, options.array)
     if not wanted:
         return f"{job.store.root}: {job.store.run} is complete; there is nothing to submit"
@@ -60,12 +63,12 @@ def submit(job: Job, options: Options, dry_run: bool = False) -> str:
 
 
 def _refuse_queued(job: Job) -> None:
-    found = queue.queued()
-    if found is None:
+    queued = queue.queued()
+    if queued is None:
         raise UsageError("this machine has no Slurm (no squeue): --dry-run prints what would be submitted")
-    steps = queue.of_store(queue.submitted(job.store.root), found)
+    steps = queue.of_store(queue.submitted(job.store.root), queued)
     if steps:
-        names = sorted({one.job for entries in steps.values() for one in entries}, key=int)
+        names = sorted({entry.job for entries in steps.values() for entry in entries}, key=int)
         raise UsageError(
             f"jobs of {job.store.root} are queued already ({', '.join(names)}): wait for them (`unitscope status`), "
             f"or `scancel {' '.join(names)}`"
@@ -86,15 +89,15 @@ def _submit(job: Job, options: Options, wanted: list[Step], number: int) -> list
         tasks = f", {len(step.indices)} task(s)" if step.indices else ""
         after = f" after {', '.join(step.after)}" if step.after else ""
         lines.append(f"{ids[step.name]:>8}  {step.name}{tasks}{after}")
-    return [f"chain {number} of {job.store.run}, to watch with `unitscope status {job.store.root}`", *lines]
+    return [f"chain {number} of {job.store.run}: watch it with `unitscope status {job.store.root}`", *lines]
 
 
 def _sbatch(options: Options, step: Step, after: list[str], path: Path) -> str:
     command = ["sbatch", "--parsable", *_dependency(after), str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise UsageError(f"sbatch refused {path}: {found.stderr.strip() or found.stdout.strip()}")
-    return found.stdout.strip().partition(";")[0]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise UsageError(f"sbatch refused {path}: {answer.stderr.strip() or answer.stdout.strip()}")
+    return answer.stdout.strip().partition(";")[0]
 
 
 def _dependency(after: list[str]) -> list[str]:
@@ -106,7 +109,7 @@ def _command_text(options: Options, step: Step) -> str:
 
 
 def _script(job: Job, options: Options, step: Step, number: int) -> str:
-    """A batch script. `exec`: what Slurm sees die is the command itself."""
+    """Return a batch script. It uses `exec`, so that the process that Slurm watches is the command itself."""
     folder = job.store.root.absolute() / layout.LOGS / "slurm"
     lines = [
         f"--job-name=unitscope-{step.name}", f"--chdir={os.getcwd()}", "--requeue", "--open-mode=append",
@@ -133,7 +136,7 @@ def _command(job: Job, options: Options, step: Step, number: int) -> str:
 
 
 def _ranges(indices: tuple[int, ...]) -> str:
-    """(0, 1, 2, 5) -> "0-2,5"."""
+    """Write indices as ranges: (0, 1, 2, 5) becomes "0-2,5"."""
     pieces: list[list[int]] = []
     for index in indices:
         if pieces and index == pieces[-1][-1] + 1:
@@ -144,31 +147,34 @@ def _ranges(indices: tuple[int, ...]) -> str:
 
 
 def check(job: Job, options: Options, stage: str, number: int) -> str:
-    """The job behind a stage's array. Where all its shards are there it does the rest of the stage; else a new chain
-    takes over. Raises UsageError where the chain before committed nothing."""
+    """Run the check after a stage's array, and return lines that say what was done.
+
+    If no shard is missing, compute the rest of the stage. Otherwise submit a new chain for what is missing. Raises
+    UsageError if this chain, of that `number`, committed nothing.
+    """
     submitted = queue.submitted(job.store.root)
-    if any(one.chain > number for one in submitted):
-        return f"chain {number} was replaced already"
+    if any(entry.chain > number for entry in submitted):
+        return f"chain {number} was already replaced by a later one"
     left = chain.unready(job, stage)
     if not left:
         driver.run(job, () if stage == chain.FINISH else (stage,))
         return f"{stage}: complete"
-    before = next((one.done for one in submitted if one.chain == number), -1)
+    before = next((entry.done for entry in submitted if entry.chain == number), -1)
     _take_back(number, stage, submitted)
     if len(publish.records(job.store.root, job.store.run)) <= before:
         raise UsageError(
             f"chain {number} committed nothing and {left} are missing: see {job.store.root / layout.LOGS / 'slurm'}; "
-            "`unitscope slurm` submits what is missing once the cause is gone"
+            "remove the cause, then `unitscope slurm` submits what is missing"
         )
     lines = _submit(job, options, chain.steps(job, options.array), number + 1)
-    return "\n".join([f"after {stage}, {left} are missing: sent again", *lines])
+    return "\n".join([f"after {stage}, {left} are missing: resubmitted", *lines])
 
 
 def _take_back(number: int, stage: str, submitted: list[queue.Submitted]) -> None:
-    """Cancels the jobs of a chain behind this check: they would begin too early."""
-    mine = [one for one in submitted if one.chain == number]
+    """Cancel the jobs of a chain that come after this check: they would start too early."""
+    own = [entry for entry in submitted if entry.chain == number]
     name = chain.check_name(stage)
-    place = next((i for i, one in enumerate(mine) if one.step == name), len(mine))
-    later = [one.job for one in mine[place + 1 :]]
+    position = next((i for i, entry in enumerate(own) if entry.step == name), len(own))
+    later = [entry.job for entry in own[position + 1 :]]
     if later:
         subprocess.run(["scancel", *later], check=False)

@@ -1,4 +1,4 @@
-"""Worker processes without an engine: one dies, the user stops the run, another node's files are not in sight yet."""
+"""Worker processes on one machine: one dies, the user stops the run, the files of another node are not visible yet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_dead_worker_is_replaced_and_ctrl_c_leaves_a_store_to_go_on_with(
 
 
 def _stop(run: object, store: Path) -> list[int]:
-    """Ctrl-C reaches the command and its workers alike; the workers leave it to the command."""
+    """Send SIGINT to the command and its workers, as Ctrl-C does. The workers ignore it, and the command stops them."""
     assert hasattr(run, "pid")
     workers = [event["pid"] for event in faults.in_flight(store) if faults.alive(event["pid"])]
     for pid in (*workers, run.pid):
@@ -55,7 +55,7 @@ def _stop(run: object, store: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job whose scan is done, to fold by hand."""
+    """A job whose scan is complete and whose fold has not begun."""
     from pipeline import driver
 
     folder = tmp_path_factory.mktemp("scanned")
@@ -71,7 +71,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def test_a_fold_waits_for_records_that_are_not_in_sight(scanned: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network file system shows another node's files late; the fold must not make do with the rest."""
+    """A network file system may show another node's files late. The fold must not go on without them."""
     (shown := scanned.store.root / "commits" / scanned.store.run / "scan" / "00001.json").rename(
         hidden := shown.with_suffix(".late")
     )
@@ -95,7 +95,7 @@ def test_a_fold_gives_up_on_records_that_never_come(scanned: Job) -> None:
 
 
 def test_a_straggler_that_disagrees_is_an_error_though_the_shard_is_done(scanned: Job) -> None:
-    """The twin's bytes are compared with what was committed: a difference is said, not swallowed."""
+    """The results of the second copy are compared with what is committed, and a difference is reported."""
     shard = scan.STAGE.phases(scanned)[0][0]
     worker.run_shard(scanned, scan.STAGE, shard)  # equal bytes: nothing happens
     other = Shard(shard.name, 2, 4, 2)  # another range under the first one's name

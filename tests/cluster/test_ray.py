@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on one machine: a worker and then a whole node are killed in flight."""
+"""A real Ray cluster of several nodes on one machine: a worker and then a whole node are killed while they work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'unit
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that takes no tasks and two nodes of one core and one pretended GPU each."""
+    """A head node that takes no tasks, and two nodes of one core and one pretended GPU each."""
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": faults.PYTHONPATH}
@@ -52,7 +52,7 @@ def test_a_worker_and_a_node_are_lost(cluster: Any, tmp_path_factory: pytest.Tem
 
 
 def _kill_node(cluster: Any, store: Path, event: dict[str, Any]) -> list[int]:
-    """kill -9 of the node's raylet and of every worker on it, as when the power goes."""
+    """Kill the node's raylet and every worker on it with SIGKILL, as in a power failure."""
     (node,) = [n for n in cluster.list_all_nodes() if n.node_id.startswith(event["node"])]
     workers = {e["pid"] for e in logs.read(store) if e.get("node") == event["node"]}
     raylet = node.all_processes["raylet"][0].process.pid

@@ -1,4 +1,7 @@
-"""The scheduler against engines that lose, double and swallow work. Records are real; only the engine is scripted."""
+"""Test the scheduler with engines that lose tasks, repeat them or never report them.
+
+The commit records are real; only the engine is scripted.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ RUN = "m@d"
 
 @dataclass
 class Recorded:
-    """What the scheduler asks of a job."""
+    """The part of a job that the scheduler uses."""
 
     root: Path
     run: str = RUN
@@ -48,8 +51,11 @@ class Recorded:
 
 
 class Scripted:
-    """An engine that commits each task and reports it, unless the script, called with the task, says otherwise:
-    "lost": neither; "silent": commits, never reports; "dies": reports a dead worker; "wrong": reports bad input."""
+    """An engine that treats each task as the script, called with the task, says.
+
+    "well" commits the task and reports it. "lost" does neither. "silent" commits it but never reports it. "dies" reports
+    a dead worker, and "wrong" reports bad input.
+    """
 
     def __init__(self, job: Recorded, script: Callable[[Task], str], slots: int = 2) -> None:
         self.job, self.script, self.running = job, script, slots

@@ -1,4 +1,4 @@
-"""A real Slurm of three nodes on one machine: a task is killed, a node is lost, the controller is restarted."""
+"""A real Slurm with three nodes on one machine: a task is killed, a node is lost and the controller is restarted."""
 
 from __future__ import annotations
 
@@ -43,15 +43,18 @@ class Slurm:
         return int((self.folder / "run" / f"{name}.pid").read_text())
 
     def kill_node(self, event: dict[str, Any]) -> list[int]:
-        """kill -9 of a node's daemon, of the step that holds the task, and of the task: as when the power goes."""
+        """Kill a node's daemon, the step that holds the task, and the task with SIGKILL, as in a power failure."""
         step = int(Path(f"/proc/{event['pid']}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(self.pid(f"slurmd-{event['node']}"), signal.SIGKILL)
         os.kill(step, signal.SIGKILL)
         return faults.kill_now([event["pid"]])
 
     def restart_controller(self) -> None:
-        """kill -9, once it has written down what is true now, which it does within 5 s of a change: Slurm holds the
-        jobs of whose start a controller knows nothing ("launch failed requeued held") until a person releases them."""
+        """Kill the controller with SIGKILL once it has saved its state, and start it again.
+
+        It saves its state within 5 s of a change. Slurm would hold jobs of whose start the saved state knows nothing
+        ("launch failed requeued held") until a person releases them.
+        """
         saved, now = self.folder / "state" / "job_state", time.time()
         while not (saved.exists() and saved.stat().st_mtime > now):
             time.sleep(0.05)
@@ -62,7 +65,7 @@ class Slurm:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    for attempt in range(3):  # its ports are drawn and may be taken
+    for attempt in range(3):  # its ports are chosen at random and may be taken
         made = Slurm(tmp_path_factory.mktemp(f"slurm{attempt}"))
         started = subprocess.run(
             [faults.ROOT / "tests" / "slurm" / "start.sh", made.folder, "3"],

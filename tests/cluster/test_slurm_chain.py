@@ -1,4 +1,4 @@
-"""Which jobs a store still needs, and how they are written: no Slurm is needed for either."""
+"""Test which jobs a store still needs and how their scripts are written. Neither needs Slurm."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_check_names_the_first_stage_that_lacks_shards(job: Job) -> None:
 
 
 def test_a_chain_that_committed_nothing_is_the_last(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a cause that stays, such as a missing file, would send jobs for ever."""
+    """Otherwise a permanent cause, such as a missing file, would make the chain submit jobs for ever."""
     from store import publish
     from store.logs import Log
 
@@ -84,7 +84,7 @@ def test_a_chain_that_committed_nothing_is_the_last(job: Job, monkeypatch: pytes
     options = Options("c", str(job.store.root), 4)
     log = Log(job.store.root, {}, kind="slurm")
     log.write("submitted", chain=1, run=job.store.run, step="fold", job="5", done=done - 1)
-    assert "sent again" in submitting.check(job, options, "fold", 1)
+    assert "resubmitted" in submitting.check(job, options, "fold", 1)
     assert sent == [2]
     log.write("submitted", chain=2, run=job.store.run, step="fold", job="9", done=done)
     assert "replaced" in submitting.check(job, options, "fold", 1)
