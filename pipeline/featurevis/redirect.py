@@ -1,6 +1,7 @@
-"""Gradients let through a ReLU that blocks all of them, so that a start at which a unit is silent can move.
+"""Redirected gradients: let gradients pass a ReLU that would block all of them.
 
-After Lucid, https://github.com/tensorflow/lucid/blob/master/lucid/misc/redirected_relu_grad.py
+Without this, a unit that is silent at the random start gets no gradient, and its picture cannot change. After Lucid,
+https://github.com/tensorflow/lucid/blob/master/lucid/misc/redirected_relu_grad.py
 """
 
 from __future__ import annotations
@@ -32,20 +33,23 @@ class _RedirectedReLU(torch.autograd.Function):
         dead = torch.linalg.vector_norm(plain, math.inf, dim=tuple(range(1, x.ndim))) == 0
         if dead.any():
             x, grad = x[dead], grad[dead]
-            wrong = ((x < 0) & (grad > 0)) | ((x > high) & (grad < 0))  # a loss falls: a positive gradient pushes down
+            wrong = ((x < 0) & (grad > 0)) | ((x > high) & (grad < 0))  # of a loss: a positive gradient pushes x down
             plain[dead] = grad.masked_fill(wrong, 0)
         return plain, None
 
 
 def redirected_relu(x: Tensor, high: float | None = None) -> Tensor:
-    """ReLU, or its clip at `high`. Where an element of the batch would pass no gradient at all, what pushes a
-    negative value up, or one above `high` down, passes."""
+    """Apply a ReLU, clipped at `high` if that is given, with a redirected gradient.
+
+    If an element of the batch would pass no gradient at all, its gradient passes instead, except where it would push a
+    negative value further down or a value above `high` further up.
+    """
     result: Tensor = _RedirectedReLU.apply(x, high)
     return result
 
 
 def redirected(module: fx.GraphModule) -> fx.GraphModule:
-    """The same network, sharing its parameters, with every ReLU, ReLU6 and clip at zero redirected."""
+    """Return a copy that shares the parameters, with every ReLU, ReLU6 and clip from zero redirected."""
     fresh = copied(module)
     order = {node: index for index, node in enumerate(fresh.graph.nodes)}
     for node in tuple(order):
@@ -58,7 +62,8 @@ def redirected(module: fx.GraphModule) -> fx.GraphModule:
         with fresh.graph.inserting_before(node):
             bare = fresh.graph.call_module(_without_activation(fresh, node, op.module), (source,)) if act else source
             new = fresh.graph.call_function(redirected_relu, (bare, *clip))
-        # what reads the input after an activation in place reads the activation; if not in place nothing must change
+        # An in-place activation overwrites its input, so whatever reads the input later must read the new node. If the
+        # activation is not in place, the other readers of its input must not change.
         if _in_place(node, act or op.module) and not act:
             late = order[node]
             source.replace_all_uses_with(new, delete_user_cb=lambda user, late=late: order.get(user, -1) > late)
@@ -69,7 +74,7 @@ def redirected(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _clip(node: fx.Node, op: Op, owner: nn.Module | None) -> tuple[float, ...] | None:
-    """The upper bounds, none or one, of an activation that clips at zero; None for any other node."""
+    """Return the upper limit, a tuple of none or one, of an activation that clips from zero; None for other nodes."""
     limits = clip_limits(node, op, owner)
     if limits is None or limits[0] != 0:
         return None
@@ -83,7 +88,7 @@ def _in_place(node: fx.Node, owner: nn.Module | None) -> bool:
 
 
 def _without_activation(fresh: fx.GraphModule, node: fx.Node, norm: nn.Module | None) -> str:
-    """Adds the norm in `node` without its built-in activation, and gives its path."""
+    """Add a submodule that is the norm of `node` without its built-in activation, and return its path."""
     assert norm is not None
     name = f"unitscope_bare_{node.name}"
     fresh.add_submodule(name, with_child(norm, "act", nn.Identity()))

@@ -1,4 +1,4 @@
-"""Rendering with one call: `render` for an objective, `render_units` for many units of a layer."""
+"""Rendering with one call: `render` for one objective, `render_units` for many units of a layer."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def render(
     progress: bool = True,
     **settings: Any,
 ) -> Rendering:
-    """Pictures of one objective, "LAYER:CHANNEL" or an Objective, in one batch.
+    """Render pictures of one objective, "LAYER:CHANNEL" or an Objective, in one batch.
 
-    An objective that is for several pictures gives each its own; another gives `repeats` (1) from as many random
-    starts. `settings` are the fields of `Settings`; `batch` is the number of pictures, unless given, and `steps` the
-    last of `thresholds`. `references`: pictures [m, C, h, w] in 0..1, for objectives that compare with them.
+    `direction`: "positive" raises the objective, "negative" lowers it.
+    `repeats`: the number of pictures (default 1), each from its own random start. An objective with one part per
+    picture sets the number itself.
+    `references`: pictures [m, C, h, w] in 0..1, for objectives that compare with them.
+    `settings`: the fields of `Settings`. By default `batch` is the number of pictures and, if `thresholds` are given,
+    `steps` is the largest of them.
     """
     objective = as_objective(objective)
     one_of("direction", direction, DIRECTIONS)
@@ -69,14 +72,18 @@ def render_units(
     repeats: int = 1,
     on_step: OnStep | None = None,
 ) -> Rendering:
-    """Every channel in every direction from `repeats` random starts, in that order of nesting, batch after batch."""
+    """Render every channel in every direction from `repeats` random starts, batch after batch.
+
+    The pictures are ordered by channel, then direction, then repeat. With kind "diversity" and `repeats` 1 there are 4
+    pictures per channel and direction. Raises UsageError if there is nothing to render.
+    """
     group = kinds.group_of(kind, repeats)
     renderer = Renderer(model, kinds.layers_of(model, layer, kind), settings)
     pictures = [Picture(c, d, r) for c in channels for d in directions for r in range(max(repeats, group))]
     batches = [pictures[i : i + settings.batch] for i in range(0, len(pictures), settings.batch)]
     done = [renderer.render(batch, kind, group, on_step) for batch in batches]
     if not done:
-        raise UsageError(f"{layer.name}: no picture asked for: give channels, directions and repeats")
+        raise UsageError(f"{layer.name}: there is nothing to render: give at least one channel, direction and repeat")
     return Rendering(
         np.concatenate([d.images for d in done]), np.concatenate([d.values for d in done]),
         np.concatenate([d.transformed for d in done]), renderer.input,
@@ -90,29 +97,29 @@ def _number(objective: Objective, repeats: int | None) -> int:
     if objective.pictures is None:
         return repeats or 1
     if repeats not in (None, objective.pictures):
-        raise UsageError(f"repeats = {repeats}: {objective} is for {objective.pictures} pictures")
+        raise UsageError(f"repeats = {repeats}: {objective} is for {objective.pictures} pictures: leave repeats out")
     return objective.pictures
 
 
 def _counted(objective: Objective, pictures: Sequence[int]) -> list[tuple[str, int]]:
-    """Each picture's text, and the how manieth of that text it is; fillers are what they repeat."""
+    """Return (text, occurrence number) of each picture. A picture that pads the batch repeats the last one's."""
     seen: Counter[str] = Counter()
-    found: list[tuple[str, int]] = []
-    for place, number in enumerate(pictures):
-        if place == number:
+    counted: list[tuple[str, int]] = []
+    for position, number in enumerate(pictures):
+        if position == number:
             text = objective.text_of(number)
-            found.append((text, seen[text]))
+            counted.append((text, seen[text]))
             seen[text] += 1
         else:
-            found.append(found[number])
-    return found
+            counted.append(counted[number])
+    return counted
 
 
 def _layer(model: Model, name: str) -> Layer:
-    found = model.graph.layers([name])
-    if len(found) != 1:
-        raise UsageError(f"{name!r} matches {len(found)} layers: an objective names one")
-    return found[0]
+    layers = model.graph.layers([name])
+    if len(layers) != 1:
+        raise UsageError(f"{name!r} matches {len(layers)} layers: an objective must name exactly one")
+    return layers[0]
 
 
 def _short(text: str) -> str:

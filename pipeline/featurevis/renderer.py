@@ -1,7 +1,7 @@
-"""The renderer of some layers: the prepared network and the settings, through which batches of pictures go.
+"""The renderer: it renders batches of pictures of some layers with one prepared network and one set of settings.
 
-A picture depends on its own objective, settings and number, and on the batch size; never on what shares its batch,
-unless the objective or the parameterization makes a group of them.
+A picture depends on its own objective, the settings, the number of its random start, and the batch size. It never
+depends on the other pictures of its batch, unless the objective or the parameterization makes a group of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from store.errors import UsageError
 
 
 class Renderer:
-    """What all pictures of some layers share: the prepared network and the settings. `input` is what is in force,
-    "model" also where the network does not run at the canvas' sizes."""
+    """What all pictures of some layers share: the prepared network and the settings.
+
+    `input` is the size at which the network runs. It is "model" instead of the setting "canvas" if the network cannot
+    run at every size that the canvas can get.
+    """
 
     def __init__(self, model: Model, layers: Layer | Sequence[Layer], settings: Settings):
         self.layers = (layers,) if isinstance(layers, Layer) else tuple(layers)
@@ -38,7 +41,10 @@ class Renderer:
     def render(
         self, pictures: Sequence[Picture], kind: str = "channel", group: int = 1, on_step: OnStep | None = None
     ) -> Rendering:
-        """One batch: at most `settings.batch` pictures, whole groups; repeats of the last group fill it."""
+        """Render one batch: 1 to `settings.batch` pictures, in whole groups. Raises UsageError for other numbers.
+
+        The batch is padded with copies of the last group, which are not returned.
+        """
         n, size = len(pictures), self.settings.batch
         if not 0 < n <= size or n % group or size % group:
             raise UsageError(f"{n} pictures in a batch of {size}" + (f", in groups of {group}" if group > 1 else ""))
@@ -58,8 +64,13 @@ class Renderer:
         references: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Rendering:
-        """One picture for each of `starts`, which name its random start. `measured`: what is reported (else the
-        objective); `references`: pictures [m, C, h, w] in 0..1 that are moved likewise and compared with."""
+        """Render one picture per key in `starts`, which determines its random start together with the seed.
+
+        `measured`: the objective to report, by default `objective`.
+        `group`: the number of consecutive pictures that may share parameters.
+        `references`: pictures [m, C, h, w] in 0..1 that the objective compares with. They get the same transforms.
+        `on_step`: called after each step.
+        """
         measured, snapshots = measured or objective, list[Pixels]()
         ascent = self.begin(objective, starts, group, references)
         for step in range(self.settings.steps):
@@ -77,5 +88,5 @@ class Renderer:
         group: int = 1,
         references: Tensor | None = None,
     ) -> Ascent:
-        """The same batch before its first step."""
+        """Return the batch that `ascend` renders, before its first step."""
         return Ascent(self.network, self.settings, self.input, objective, starts, group, references)

@@ -1,7 +1,7 @@
-"""Bilinear sampling of a whole batch by one affine map on a CPU, with its gradient (numba).
+"""Bilinear sampling of a whole batch under one affine map on a CPU, with its gradient (numba).
 
-`torch.nn.functional.grid_sample` gives the same, place after place in every plane; here the planes of all pictures lie
-beside each other in memory, so a place is worked out once and a row of planes is moved at a time.
+`torch.nn.functional.grid_sample` gives the same result, but computes every position again for every plane. Here the
+planes of all pictures are adjacent in memory, so each position is computed once and applied to all planes together.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Window = tuple[int, int, int, int]  # of the output: first row, first column, rows, columns
+Window = tuple[int, int, int, int]  # a part of the output: first row, first column, rows, columns
 
 
 def sampled(x: Tensor, back: NDArray[np.float64], size: tuple[int, int], window: Window) -> Tensor:
-    """Pictures [n, C, H, W] float32 -> a window [n, C, rows, columns] of their image of `size` under the affine map.
+    """Sample pictures, float32 [n, C, H, W], under an affine map. Return a window of the result [n, C, rows, columns].
 
-    back: float64 [2, 3], from an output place (x, y, 1) to its source, in coordinates of -1..1 along each side, as
-    `affine_grid` and `grid_sample` have them with align_corners=False. Beyond the edge is black.
+    `back`: float64 [2, 3], maps an output position (x, y, 1) to its source. Both are in coordinates of -1..1 along each
+    side, as in `affine_grid` and `grid_sample` with align_corners=False. Beyond the edge of a picture is black.
+    `size`: height and width of the whole output, of which only `window` is computed.
     """
     return _Sampled.apply(x, back, size, window)
 
@@ -48,12 +49,13 @@ class _Sampled(torch.autograd.Function):
 
 
 def _planes_last(x: Tensor) -> NDArray[np.float32]:
+    """Reshape [n, C, H, W] to [H, W, n * C]."""
     rows = x.permute(2, 3, 0, 1).contiguous().flatten(2)
     return rows.numpy()
 
 
 def _planes_first(rows: NDArray[np.float32], planes: Sequence[int]) -> Tensor:
-    """[H, W, n * C] -> [n, C, H, W]; `planes`: n and C."""
+    """Reshape [H, W, n * C] to [n, C, H, W]. `planes` is (n, C)."""
     return torch.from_numpy(rows).unflatten(2, tuple(planes)).permute(2, 3, 0, 1)
 
 
@@ -61,7 +63,10 @@ def _planes_first(rows: NDArray[np.float32], planes: Sequence[int]) -> Tensor:
 def _corners(
     back: NDArray[np.float64], row: int, column: int, height: int, width: int, rows: int, columns: int
 ) -> tuple[int, int, np.float32, np.float32]:
-    """The source's upper left corner, and its place from there, of an output place of an image [height, width]."""
+    """Return (top, left, dy, dx): the upper left source pixel of an output pixel, and the fractional offset from it.
+
+    The output has `height` x `width` pixels, the source `rows` x `columns`.
+    """
     x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
     across = ((back[0, 0] * x + back[0, 1] * y + back[0, 2] + 1) * columns - 1) / 2
     down = ((back[1, 0] * x + back[1, 1] * y + back[1, 2] + 1) * rows - 1) / 2
@@ -74,18 +79,21 @@ def _add(
     window: NDArray[np.float32], image: NDArray[np.float32], back: NDArray[np.float64], height: int, width: int,
     top: int, left: int, to_window: bool,
 ) -> None:  # fmt: skip
-    """Adds to each place of the window what lies at its source in the image, or the other way round."""
+    """Add to each pixel of the window the image sampled at its source.
+
+    If `to_window` is false, add each pixel of the window to the image instead, with the same weights: the gradient.
+    """
     rows, columns, planes = image.shape
     one = np.float32(1)
     for row in range(window.shape[0]):
         for column in range(window.shape[1]):
-            place = window[row, column]
+            pixel = window[row, column]
             y, x, dy, dx = _corners(back, row + top, column + left, height, width, rows, columns)
             for j in range(2):
                 for i in range(2):
                     if 0 <= y + j < rows and 0 <= x + i < columns:
                         weight = (dy if j else one - dy) * (dx if i else one - dx)
                         corner = image[y + j, x + i]
-                        to, of = (place, corner) if to_window else (corner, place)
+                        to, of = (pixel, corner) if to_window else (corner, pixel)
                         for k in range(planes):
                             to[k] += weight * of[k]

@@ -26,12 +26,16 @@ MakeParameterization = Callable[..., Parameterization]
 class Settings:
     """How pictures are rendered.
 
-    `size`: pixels of the canvas, or (height, width). `input`: the network sees the moved canvas at its own size
-    ("canvas", as Lucid does), or resized to the model's ("model", as lucent does). `thresholds`: steps after which a
-    picture is kept too. `learning_rate` 0 and `optimizer` "": the parameterization's own. `parameterization`: a name,
-    or something called as `Parameterization` is. `transforms`: a name, or a tuple. `preprocess`: from pictures in 0..1
-    to what the network takes, instead of the model's own. `precision`: of the network; pictures, objective and
-    optimizer stay float32. `redirected`: steps in which a ReLU that blocks all of a gradient lets it through.
+    `size`: the side of the canvas in pixels, or (height, width).
+    `thresholds`: steps after which the pictures are also kept, as snapshots.
+    `learning_rate`, `optimizer`: 0 and "" mean those of the parameterization.
+    `input`: whether the network sees the transformed canvas at its own size ("canvas", as in Lucid) or resized to the
+    model's input size ("model", as in lucent).
+    `parameterization`: a name, or a callable with the signature of `Parameterization`.
+    `transforms`: a name, or a sequence of transforms.
+    `preprocess`: maps pictures in 0..1 to what the network takes, instead of the model's own normalization.
+    `precision`: the number type in which the network computes. Pictures, objective and optimizer stay float32.
+    `redirected`: the number of first steps in which a ReLU that would block all gradients lets them through.
     """
 
     size: int | Size = 128
@@ -65,15 +69,16 @@ class Settings:
         if min(self.canvas) < 1:
             raise UsageError(f"size = {self.size}: must be at least 1")
         if any(not 1 <= threshold <= self.steps for threshold in self.thresholds):
-            raise UsageError(f"thresholds = {self.thresholds}: must be from 1 to steps, {self.steps}")
+            raise UsageError(f"thresholds = {self.thresholds}: each must be from 1 to steps = {self.steps}")
 
     @property
     def canvas(self) -> Size:
-        """Height and width."""
+        """Height and width of the canvas in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else (int(self.size[0]), int(self.size[1]))
 
     @property
     def chain(self) -> tuple[Transform, ...]:
+        """The transforms of every step. With `alpha`, the last one lays the pictures on a random background."""
         if self.transforms == "default":
             chosen = default_of(self.canvas)
         else:
@@ -83,7 +88,7 @@ class Settings:
     def parameterize(
         self, starts: Sequence[torch.Generator], channels: int, group: int, device: torch.device
     ) -> Parameterization:
-        """Pictures of the canvas' size, one a start."""
+        """Return pictures of the size of the canvas at their random starts, one per generator in `starts`."""
         chosen = self.parameterization
         make: MakeParameterization = PARAMETERIZATIONS[chosen] if isinstance(chosen, str) else chosen
         return make(starts, (channels, *self.canvas), self.color, self.alpha, group, device)

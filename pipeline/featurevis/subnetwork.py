@@ -1,4 +1,4 @@
-"""The part of a network that a visualization runs: from pictures in 0..1 to the activations of some layers."""
+"""The part of a network that a visualization runs: it maps pictures in 0..1 to the activations of some layers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pipeline.models import Model
 
 
 class Subnetwork:
-    """Input to layers, norms folded, channels last, in a copy: the model's own network is never changed.
+    """A copy of the network from its input to the layers, with batch norms folded and in channels-last format.
 
-    `preprocess` replaces the model's normalization; `dtype` is what the network computes in.
+    The model's own network is never changed. `preprocess` replaces the model's normalization. `dtype` is the number
+    type in which the copy computes.
     """
 
     def __init__(
@@ -41,36 +42,41 @@ class Subnetwork:
             cut = fold_norms(truncated(model.graph.module, layers), wanted)
             own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False).to(dtype)
             self.plain = fused(own, wanted, clips=True)
-            self.redirected = redirected(fused(own, wanted, clips=False))  # its clips have gradients of their own
+            self.redirected = redirected(
+                fused(own, wanted, clips=False)
+            )  # not fused: redirected clips have their own gradient
 
     def __call__(self, x: Tensor, redirect: bool = False) -> dict[str, Tensor]:
-        """Activations [n, C, H, W], float32, by layer, of pictures [n, channels, h, w] in 0..1."""
+        """Return the activations of each layer, float32 [n, C, H, W], on pictures [n, channels, h, w] in 0..1."""
         if not self.layers:
             return {}
         x = self.normalize(x).to(self.dtype, memory_format=torch.channels_last)
-        found: tuple[Tensor, ...] = (self.redirected if redirect else self.plain).forward(x)
-        return {layer.name: y.float() for layer, y in zip(self.layers, found, strict=True)}
+        outputs: tuple[Tensor, ...] = (self.redirected if redirect else self.plain).forward(x)
+        return {layer.name: y.float() for layer, y in zip(self.layers, outputs, strict=True)}
 
     def takes(self, sizes: Iterable[Size]) -> bool:
-        """Whether the network runs on pictures of each of these sizes."""
+        """Return whether the network runs on pictures of each of these sizes."""
         return all(self._takes(size) for size in sizes)
 
     @torch.inference_mode()
     def _takes(self, size: Size) -> bool:
         try:
-            found = self(torch.full((1, self.channels, *size), 0.5, device=self.device))
-        except (RuntimeError, AssertionError, ValueError):  # by position tables, windows, views of a fixed shape
+            activations = self(torch.full((1, self.channels, *size), 0.5, device=self.device))
+        except (RuntimeError, AssertionError, ValueError):  # position tables, windows or views of a fixed shape
             return False
         return all(
             x.ndim == 4 and x.shape[:2] == (1, layer.channels) and x.numel() > 0
-            for layer, x in zip(self.layers, found.values(), strict=True)
+            for layer, x in zip(self.layers, activations.values(), strict=True)
         )
 
 
 @contextmanager
 def _no_sources_kept() -> Iterator[None]:
-    """fx keeps the source of every graph it compiles, for tracebacks and for ever: a session of many renders grows by
-    a hundred kilobytes each. Those made in here are forgotten."""
+    """Discard the sources of the graphs that fx compiles inside this context.
+
+    fx keeps the source of every graph it compiles, for tracebacks, until the process ends. Without this, a session
+    grows by a hundred kilobytes per render.
+    """
     kept = kept_sources()
     before = set(kept)
     try:

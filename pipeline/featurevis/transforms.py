@@ -1,6 +1,6 @@
-"""A transform is tensor -> tensor: of pictures [n, C, H, W] in 0..1 it makes moved, scaled or turned ones.
+"""Transforms, tensor -> tensor: they move, scale or rotate pictures [n, C, H, W] in 0..1.
 
-What is random is drawn from the generator handed in, once for the whole batch. After Lucid,
+Random values are drawn from the generator that is passed in, once for the whole batch. After Lucid,
 https://github.com/tensorflow/lucid/blob/master/lucid/optvis/transform.py
 """
 
@@ -27,13 +27,16 @@ class Transform(Protocol):
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor: ...
 
     def sizes(self, size: Size) -> set[Size]:
-        """Every size that pictures of this size can get."""
+        """Return every size that pictures of this size can become."""
         ...
 
 
 @dataclass(frozen=True)
 class Pad:
-    """A border of constant grey. `jitter`: a `Jitter` of that distance follows, in one pass."""
+    """Add a border of `width` pixels with the constant `value`, which is grey by default.
+
+    `jitter`: also apply a `Jitter` of that distance, in the same pass.
+    """
 
     width: int
     jitter: int = 0
@@ -50,7 +53,7 @@ class Pad:
 
 @dataclass(frozen=True)
 class Jitter:
-    """A random crop smaller by `distance` in height and width."""
+    """Crop a random window that is `distance` pixels smaller in height and in width."""
 
     distance: int
 
@@ -64,7 +67,7 @@ class Jitter:
 
 @dataclass(frozen=True)
 class RandomScale:
-    """Bilinear, by one of these factors; sides are rounded down."""
+    """Scale by a random one of these factors, bilinearly. The sides are rounded down, to at least one pixel."""
 
     factors: tuple[float, ...]
 
@@ -79,10 +82,12 @@ class RandomScale:
 
 @dataclass(frozen=True)
 class RandomRotate:
-    """Bilinear, about the centre, by one of these angles in degrees, counterclockwise; what comes in is black.
+    """Rotate about the centre by a random one of these angles, bilinearly. What lies outside the picture is black.
 
-    `factors`: scaled by one of them first, as `RandomScale` does, in the same interpolation: half the time, less blur.
-    `jitter`: a `Jitter` of that distance follows; what it cuts off is never made.
+    `degrees`: the angles, counterclockwise.
+    `factors`: first scale by a random one of these, as `RandomScale` does. Both are done in one interpolation, which
+    takes half the time and blurs less.
+    `jitter`: afterwards apply a `Jitter` of that distance. The part that it cuts off is not computed.
     """
 
     degrees: tuple[float, ...]
@@ -99,12 +104,12 @@ class RandomRotate:
             same = (h, w) == tuple(x.shape[2:])
             return (x if same else F.interpolate(x, (h, w), mode="bilinear", align_corners=False))[:, :, *window]
         cos, sin = math.cos(angle), math.sin(angle)
-        # from an output place to its source, in coordinates of -1..1 along each side
+        # maps an output position to its source, in coordinates of -1..1 along each side
         back = np.array([[cos, -sin * h / w, 0], [sin * w / h, cos, 0]])
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return sampled(x, back, (h, w), (top, left, h - self.jitter, w - self.jitter))
         grid = F.affine_grid(torch.from_numpy(back).to(x)[None], [1, 1, h, w], align_corners=False)
-        # as one picture of many channels: places and weights are worked out once
+        # as one picture of many channels, so that positions and weights are computed once
         turned = F.grid_sample(x.flatten(0, 1)[None], grid[:, *window], align_corners=False)
         return turned[0].unflatten(0, x.shape[:2])
 
@@ -115,11 +120,11 @@ class RandomRotate:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A window of `low` to `high` of both sides, near the centre, enlarged to the whole: what MACO optimizes."""
+    """Crop a window near the centre, `low` to `high` of both sides, and enlarge it to the full size, as MACO does."""
 
     low: float
     high: float
-    spread: float = 0.15  # deviation of the window's centre from the picture's, in sides
+    spread: float = 0.15  # standard deviation of the window's centre from the picture's, as a share of the side
 
     def __call__(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         share = rng.uniform(self.low, self.high)
@@ -137,7 +142,7 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise of this deviation, the same on every picture."""
+    """Add Gaussian noise of standard deviation `sd`, the same to every picture."""
 
     sd: float
 
@@ -151,7 +156,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Own:
-    """A function of your own, [n, C, H, W] -> [n, C, h, w], that draws nothing random."""
+    """Apply a function of your own, [n, C, H, W] -> [n, C, h, w]. It must not draw random values."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -165,9 +170,11 @@ class Own:
 
 @dataclass(frozen=True)
 class CollapseAlpha:
-    """Lays pictures whose last channel is alpha on a random background, so that what is opaque matters by itself.
+    """Lay pictures, whose last channel is alpha, on a random background, so that the opaque part matters by itself.
 
-    The background is smooth noise in natural colours, the same under every picture: Mordvintsev et al., 2018."""
+    The background is smooth noise, in natural colours if there are three channels, and the same under every picture.
+    Mordvintsev et al., 2018.
+    """
 
     sd: float = 0.5
 
@@ -185,14 +192,14 @@ class CollapseAlpha:
 
 
 def composed(x: Tensor, background: Tensor | float = 0.5) -> Tensor:
-    """Pictures [n, C + 1, H, W], the last channel alpha, on a background: [n, C, H, W]."""
+    """Lay pictures [n, C + 1, H, W], whose last channel is alpha, on a background. Return [n, C, H, W]."""
     alpha = x[:, -1:]
     return alpha * x[:, :-1] + (1 - alpha) * background
 
 
-STANDARD = 128  # the canvas that Lucid's distances are meant for
+STANDARD = 128  # side of the canvas, in pixels, that Lucid's distances are meant for
 DEGREES, FACTORS = (*range(-10, 11), *(0,) * 5), tuple(1 + (i - 5) / 50 for i in range(11))
-# Lucid's pad, jitter, scale, rotate, jitter: what can be done in one pass is.
+# Lucid's pad, jitter, scale, rotate, jitter, in as few passes as possible.
 DEFAULT: tuple[Transform, ...] = (Pad(12, jitter=8), RandomRotate(DEGREES, FACTORS, jitter=4))
 NAMED: dict[str, tuple[Transform, ...]] = {
     "default": DEFAULT,
@@ -203,8 +210,11 @@ NAMED: dict[str, tuple[Transform, ...]] = {
 
 
 def default_of(canvas: Size) -> tuple[Transform, ...]:
-    """Lucid's transforms; on a canvas smaller than the one they are meant for, moving as much less: 12 pixels of border
-    about a picture of 28 would be most of what the network sees."""
+    """Return Lucid's transforms, with smaller distances if the shorter side of the canvas is less than 128 pixels.
+
+    The distances shrink in proportion: a border of 12 pixels around a picture of 28 would be most of what the network
+    sees.
+    """
     side = min(canvas)
     if side >= STANDARD:
         return DEFAULT
@@ -213,12 +223,12 @@ def default_of(canvas: Size) -> tuple[Transform, ...]:
 
 
 def _scaled(size: Size, factor: float) -> Size:
-    """Rounded down, but not to nothing."""
+    """Return the scaled size, rounded down but at least one pixel per side."""
     return max(int(factor * size[0]), 1), max(int(factor * size[1]), 1)
 
 
 def _offsets(distance: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Down and across, each from 0 to the distance; nothing is drawn where there is none."""
+    """Draw (down, across), each from 0 to `distance`. If `distance` is 0, draw nothing from the generator."""
     if distance == 0:
         return 0, 0
     down, across = rng.integers(0, distance + 1, size=2)
@@ -226,15 +236,15 @@ def _offsets(distance: int, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def compose(transforms: Sequence[Transform], x: Tensor, rng: np.random.Generator) -> Tensor:
-    """One after the other."""
+    """Apply the transforms one after the other."""
     for transform in transforms:
         x = transform(x, rng)
     return x
 
 
 def sizes(transforms: Sequence[Transform], size: Size) -> set[Size]:
-    """Every size that pictures of this size can become."""
-    found = {size}
+    """Return every size that pictures of this size can become."""
+    reached = {size}
     for transform in transforms:
-        found = {after for before in found for after in transform.sizes(before)}
-    return found
+        reached = {after for before in reached for after in transform.sizes(before)}
+    return reached

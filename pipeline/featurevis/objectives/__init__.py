@@ -1,4 +1,4 @@
-"""Objectives: what a picture is optimized for. Add, subtract and scale them: `channel("a", 3) - 1e-3 * L1()`."""
+"""Objectives: what a picture is optimized for. They add, subtract and scale: `channel("a", 3) - 1e-3 * L1()`."""
 
 from pipeline.featurevis.objectives.batches import alignment, diversity
 from pipeline.featurevis.objectives.directions import (

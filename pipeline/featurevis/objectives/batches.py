@@ -1,4 +1,4 @@
-"""Objectives between the pictures of a batch: alike where they are neighbours, or unlike each other."""
+"""Objectives that compare the pictures of a batch: how alike neighbours are, or all the pictures of a group."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from torch import Tensor
 from pipeline.featurevis.objectives.objective import Activations, Objective, called
 from store.errors import UsageError
 
-REACH = 4  # neighbours this far apart are drawn together
+REACH = 4  # pictures up to this far apart in the batch are made alike
 
 
 def alignment(layer: str, decay_ratio: float = 2) -> Objective:
-    """Negative: the mean squared difference at `layer` of pictures d = 1 to 4 apart, over decay_ratio ** d. Half of a
-    pair's goes to each of the two. Added to an interpolation, it keeps like things in the same place."""
+    """Measure how alike pictures at a distance d of 1 to 4 in the batch are. Add it.
+
+    It is minus the sum over d of their mean squared difference at `layer`, divided by decay_ratio ** d. Half of a
+    pair's difference counts for each of the two. In an interpolation it keeps similar things at the same positions.
+    """
 
     def measure(T: Activations) -> Tensor:
         x = T(layer)
@@ -28,8 +31,11 @@ def alignment(layer: str, decay_ratio: float = 2) -> Objective:
 
 
 def diversity(layer: str, group: int | None = None) -> Objective:
-    """How alike a picture's style is to the others' of its group, to be subtracted: the sum of the cosines between its
-    Gram matrix at `layer` and theirs. `group`: pictures that follow each other (all of the batch where None)."""
+    """Measure how alike a picture's style is to that of the others in its group. Subtract it to make them differ.
+
+    It is the sum of the cosines between the picture's Gram matrix at `layer` and those of the others. `group`: the
+    number of consecutive pictures in a group, by default the whole batch.
+    """
 
     def measure(T: Activations) -> Tensor:
         x = T(layer)
@@ -37,7 +43,7 @@ def diversity(layer: str, group: int | None = None) -> Objective:
         if len(x) % size:
             raise UsageError(f"diversity: a batch of {len(x)} is not made of groups of {size}")
         flat = x.flatten(2)
-        grams = torch.stack([one @ one.T for one in flat]).flatten(1)
+        grams = torch.stack([maps @ maps.T for maps in flat]).flatten(1)
         unit = F.normalize(grams, dim=1).unflatten(0, (-1, size))
         rest = unit.sum(1, keepdim=True) - unit
         return (unit * rest).sum(2).flatten()

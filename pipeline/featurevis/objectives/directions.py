@@ -1,7 +1,7 @@
 """Objectives of a direction in a layer's activation space, which need not be a channel's.
 
-A dot product alone is raised by mere contrast; times its cosine to a power it must also point the right way, as in
-Carter et al., Activation Atlas, https://distill.pub/2019/activation-atlas
+More contrast alone raises a dot product. Multiplied by a power of the cosine, it also has to point in the right
+direction, as in Carter et al., Activation Atlas, https://distill.pub/2019/activation-atlas
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pipeline.featurevis.objectives.objective import Activations, Objective, cal
 from pipeline.featurevis.objectives.units import at
 from store.errors import UsageError
 
-Vector = Tensor | NDArray[np.floating] | Sequence[float]  # [C], or one a picture, [n, C]
-LEAST_COSINE = 0.1  # below it the power would let no gradient through: Lucid's floor
+Vector = Tensor | NDArray[np.floating] | Sequence[float]  # [C], or [n, C] for one per picture
+LEAST_COSINE = 0.1  # Lucid's floor: below it, a power of the cosine would pass no gradient
 TINY = 1e-4  # added to lengths, as Lucid does
 
 
 def direction(layer: str, vector: Vector, cossim_pow: float = 0, batch: int | None = None) -> Objective:
-    """The mean over positions of activation . vector, times its cosine (at least 0.1) to `cossim_pow`."""
+    """Measure the mean over positions of activation . vector, times their cosine to the power `cossim_pow`.
+
+    The cosine counts as at least 0.1. `batch`: count only the picture with this index.
+    """
     vectors = _vectors(vector)
 
     def measure(T: Activations) -> Tensor:
@@ -37,7 +40,7 @@ def direction_neuron(
     layer: str, vector: Vector, y: int | None = None, x: int | None = None, cossim_pow: float = 0,
     batch: int | None = None,
 ) -> Objective:  # fmt: skip
-    """The same at one position, by default the centre."""
+    """Measure the same as `direction` at one position, by default the centre."""
     vectors = _vectors(vector)
 
     def measure(T: Activations) -> Tensor:
@@ -48,7 +51,7 @@ def direction_neuron(
 
 
 def direction_cossim(layer: str, vector: Vector, batch: int | None = None) -> Objective:
-    """The mean over positions of the cosine between activation and vector."""
+    """Measure the mean over positions of the cosine between activation and vector."""
     vectors = _vectors(vector)
 
     def measure(T: Activations) -> Tensor:
@@ -61,7 +64,10 @@ def direction_cossim(layer: str, vector: Vector, batch: int | None = None) -> Ob
 def tensor_direction(
     layer: str, tensor: Tensor | NDArray[np.floating], cossim_pow: float = 0, batch: int | None = None
 ) -> Objective:
-    """The mean over positions of activation . tensor, [C, H, W], laid on the centre where the maps differ in size."""
+    """Measure the mean over positions of activation . tensor [C, H, W], times their cosine to the power `cossim_pow`.
+
+    If the tensor and the map differ in size, their centres are aligned and only the overlap counts.
+    """
     target = torch.as_tensor(tensor, dtype=torch.float32)
     if target.ndim != 3:
         raise UsageError(f"tensor_direction: expected a tensor [C, H, W], found {list(target.shape)}")
@@ -77,22 +83,27 @@ def tensor_direction(
 
 
 def dot_compare(layer: str, cossim_pow: float = 0) -> Objective:
-    """Each picture's whole map . its reference's, times their cosine to `cossim_pow`: what a caricature maximizes."""
+    """Measure the dot product of the whole maps of each picture and its reference, which a caricature maximizes.
+
+    It is multiplied by their cosine, at least 0.1, to the power `cossim_pow`.
+    """
 
     def measure(T: Activations) -> Tensor:
-        mine, its = T(layer).flatten(1), T.reference(layer).flatten(1)
-        dot = (mine * its).sum(1)
-        cosine = dot / (mine.norm(dim=1) * its.norm(dim=1) + 1e-6)
+        x, reference = T(layer).flatten(1), T.reference(layer).flatten(1)
+        dot = (x * reference).sum(1)
+        cosine = dot / (x.norm(dim=1) * reference.norm(dim=1) + 1e-6)
         return dot * cosine.clamp(min=LEAST_COSINE) ** cossim_pow if cossim_pow else dot
 
     return Objective((layer,), called("dot_compare", layer, cossim_pow), measure)
 
 
 def _vectors(vector: Vector) -> Tensor:
-    found = torch.as_tensor(np.asarray(vector) if isinstance(vector, Sequence) else vector, dtype=torch.float32)
-    if found.ndim not in (1, 2) or found.numel() == 0:
-        raise UsageError(f"a direction is a vector [C], or one a picture [n, C]; found {list(found.shape)}")
-    return found
+    vectors = torch.as_tensor(np.asarray(vector) if isinstance(vector, Sequence) else vector, dtype=torch.float32)
+    if vectors.ndim not in (1, 2) or vectors.numel() == 0:
+        raise UsageError(
+            f"a direction must be a vector [C], or [n, C] for one per picture; found {list(vectors.shape)}"
+        )
+    return vectors
 
 
 def _text(name: str, layer: str, vectors: Tensor, batch: int | None) -> str | tuple[str, ...]:
@@ -101,21 +112,21 @@ def _text(name: str, layer: str, vectors: Tensor, batch: int | None) -> str | tu
 
 
 def _like(vectors: Tensor, x: Tensor) -> Tensor:
-    """[1 or n, C] where x is."""
-    found = torch.atleast_2d(vectors).to(x)
-    _same_channels("a direction", x.shape[1], found.shape[1])
-    if len(found) not in (1, len(x)):
-        raise UsageError(f"{len(found)} directions for a batch of {len(x)} pictures: give one a picture")
-    return found
+    """Return the vectors as [1 or n, C] with the device and dtype of x. Raises UsageError if they do not fit x."""
+    rows = torch.atleast_2d(vectors).to(x)
+    _same_channels("a direction", x.shape[1], rows.shape[1])
+    if len(rows) not in (1, len(x)):
+        raise UsageError(f"{len(rows)} directions for a batch of {len(x)} pictures: give one, or one per picture")
+    return rows
 
 
-def _same_channels(what: str, layer: int, given: int) -> None:
+def _same_channels(name: str, layer: int, given: int) -> None:
     if layer != given:
-        raise UsageError(f"{what}: the layer has {layer} channels, the direction {given}")
+        raise UsageError(f"{name}: the layer has {layer} channels, the direction {given}")
 
 
 def _dot(x: Tensor, v: Tensor, power: float) -> Tensor:
-    """Over axis 1."""
+    """Return the dot product over axis 1, times the cosine to the given power."""
     dot = (x * v).sum(1)
     if power == 0:
         return dot

@@ -1,7 +1,7 @@
 """Objectives as text, in Lucid's notation: `blocks.2.1.bn1:3 - 0.001 * total_variation()`.
 
-What the store's column `objective` and an objective's own text hold can be read back, except vectors and pictures,
-which are named as files.
+`read` understands the store's column `objective`, and the text of an objective unless it was made with `batch`, a
+vector or a picture. A text names vectors and pictures as files.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class _Unit:
 
 
 def _neuron(unit: _Unit, y: float | None = None, x: float | None = None) -> Objective:
-    place = (None if p is None else int(p) for p in (y, x))
-    return units.neuron(unit.layer, unit.channel, *place)
+    position = (None if p is None else int(p) for p in (y, x))
+    return units.neuron(unit.layer, unit.channel, *position)
 
 
 def _vector(file: str) -> Any:
@@ -50,7 +50,7 @@ def _picture(file: str) -> Any:
         raise UsageError(f"{file} cannot be read as a picture: expected a picture file that exists") from error
 
 
-# name: how it is called here, and what its arguments are
+# name: (function that makes the objective, description of its arguments for errors)
 FUNCTIONS: dict[str, tuple[Callable[..., Objective], str]] = {
     "channel": (lambda u: units.channel(u.layer, u.channel), "LAYER:CHANNEL"),
     "neuron": (_neuron, "LAYER:CHANNEL, y=ROW, x=COLUMN"),
@@ -90,18 +90,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Objective], str]] = {
 
 
 def read(text: str) -> Objective:
-    """The objective that a text describes. Raises UsageError that quotes what is not understood."""
+    """Return the objective that a text describes. Raises UsageError that quotes what it does not understand."""
     reader = _Reader(text)
-    found = reader.sum()
+    objective = reader.sum()
     if reader.peek() is not None:
         raise reader.wrong(f"{reader.peek()!r} is not expected here")
-    if not isinstance(found, Objective):
+    if not isinstance(objective, Objective):
         raise reader.wrong("a number is no objective")
-    return found
+    return objective
 
 
 def as_objective(objective: str | Objective) -> Objective:
-    """Itself, or what its text describes: "LAYER:CHANNEL" means that channel."""
+    """Return an objective as it is, or the one that a text describes. "LAYER:CHANNEL" means that channel."""
     return objective if isinstance(objective, Objective) else read(objective)
 
 
@@ -110,18 +110,18 @@ def _label(label: float | str) -> int | str:
 
 
 class _Reader:
-    """Recursive descent: a sum of products of numbers, units, calls and bracketed sums."""
+    """A recursive descent parser. It reads a sum of products of numbers, units, calls and sums in brackets."""
 
     def __init__(self, text: str) -> None:
         self.text, self.place = text, 0
         self.tokens: list[tuple[str, str]] = []
         position = 0
         while text[position:].strip():
-            found = _TOKEN.match(text, position)
-            if found is None:
+            match = _TOKEN.match(text, position)
+            if match is None:
                 raise self.wrong(f"{text[position:].strip()[0]!r} is not expected")
-            self.tokens.append((str(found.lastgroup), found[str(found.lastgroup)]))
-            position = found.end()
+            self.tokens.append((str(match.lastgroup), match[str(match.lastgroup)]))
+            position = match.end()
 
     def wrong(self, why: str) -> UsageError:
         return UsageError(
@@ -142,28 +142,28 @@ class _Reader:
         return kind, token
 
     def sum(self) -> Objective | float:
-        found = self.product()
+        total = self.product()
         while self.peek() in ("+", "-"):
             minus = self.take()[1] == "-"
             other = self.product()
-            found = found - other if minus else found + other
-        return found
+            total = total - other if minus else total + other
+        return total
 
     def product(self) -> Objective | float:
-        found = self.factor()
+        product = self.factor()
         while self.peek() == "*":
             self.take()
-            found = found * self.factor()
-        return found
+            product = product * self.factor()
+        return product
 
     def factor(self) -> Objective | float:
         kind, token = self.take()
         if token == "-":
             return -self.factor()
         if token == "(":
-            found = self.sum()
+            total = self.sum()
             self.take(")")
-            return found
+            return total
         if kind == "number":
             return float(token)
         if kind == "unit":
@@ -174,7 +174,7 @@ class _Reader:
 
     def call(self, name: str) -> Objective:
         if name not in FUNCTIONS:
-            hint = did_you_mean(name, FUNCTIONS) or f"there are {', '.join(FUNCTIONS)}"
+            hint = did_you_mean(name, FUNCTIONS) or f"the functions are {', '.join(FUNCTIONS)}"
             raise self.wrong(f"{name} is unknown: {hint}")
         make, described = FUNCTIONS[name]
         self.take("(")

@@ -1,7 +1,8 @@
 """What an objective is, and how objectives are added, subtracted and multiplied.
 
 After Lucid, https://github.com/tensorflow/lucid/blob/master/lucid/optvis/objectives.py; here a batch gives one number
-a picture instead of one in all, so that pictures rendered together do not touch unless an objective says so.
+per picture instead of one in all, so that pictures rendered together do not affect each other unless an objective
+says so.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ INPUT = "input"  # the name of the pictures themselves, before the transforms
 
 @dataclass(frozen=True)
 class Activations:
-    """What an objective reads: `T("layer")` is [n, C, H, W], `T("input")` the pictures in 0..1 before transforms.
+    """What an objective reads: `T("layer")` is [n, C, H, W], `T("input")` the pictures in 0..1 before the transforms.
 
-    `references` holds the same for pictures that are compared with and not changed.
+    `references`: the same for the reference pictures, which are only compared with. `labels`: the names of the model's
+    classes, if it has any.
     """
 
     layers: Mapping[str, Tensor]
@@ -32,22 +34,22 @@ class Activations:
         return self.layers[name]
 
     def reference(self, name: str) -> Tensor:
-        """The same of the reference pictures. Raises UsageError where there are none."""
+        """Return the same for the reference pictures. Raises UsageError if there are none."""
         if name not in self.references:
             raise UsageError("this objective compares with reference pictures: give references=")
         return self.references[name]
 
 
 Measure = Callable[[Activations], Tensor]
-Text = str | tuple[str, ...]  # one for every picture, or one a picture
+Text = str | tuple[str, ...]  # one for all pictures, or one per picture
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`measure` makes one number a picture, [n], of the activations of `layers`.
+    """`measure` computes one number per picture, [n], from the activations of `layers`.
 
-    `text` says what it is, for all pictures or for each: a picture's text seeds its random start. `mixes`: a picture's
-    number depends on the others of its group too.
+    `text`: what the objective is, for all pictures or for each. A picture's random start depends on its text.
+    `mixes`: whether a picture's number also depends on the other pictures of its group.
     """
 
     layers: tuple[str, ...]
@@ -60,7 +62,7 @@ class Objective:
 
     @property
     def pictures(self) -> int | None:
-        """How many pictures it is for; None: any number."""
+        """The number of pictures that it is for; None for any number."""
         return None if isinstance(self.text, str) else len(self.text)
 
     def text_of(self, picture: int) -> str:
@@ -75,7 +77,7 @@ class Objective:
         return replace(self, text=_said(self.text, f"({{}} + {other:g})"), measure=lambda T: self.measure(T) + other)
 
     def __mul__(self, other: Objective | float | Sequence[float]) -> Objective:
-        """By a number, by one number a picture, or by another objective."""
+        """Multiply by a number, by one number per picture, or by another objective."""
         if isinstance(other, Objective):
             return _combined(self, other, "*", torch.mul)
         if isinstance(other, (int, float)):
@@ -107,7 +109,7 @@ class Objective:
 
 
 def per_picture(T: Activations, values: Tensor, batch: int | None) -> Tensor:
-    """`values`, or, where `batch` names one picture, zero for all the others."""
+    """Return `values`. If `batch` is the index of a picture, the values of all other pictures are zero."""
     if batch is None:
         return values
     if not 0 <= batch < len(values):
@@ -116,7 +118,7 @@ def per_picture(T: Activations, values: Tensor, batch: int | None) -> Tensor:
 
 
 def called(name: str, *arguments: object, batch: int | None = None) -> str:
-    """An objective's text in Lucid's notation."""
+    """Return an objective's text in Lucid's notation, with "..." for vectors and pictures."""
     said = [str(a) if isinstance(a, (str, int, float)) else "..." for a in arguments]
     return f"{name}({', '.join(said if batch is None else [*said, f'batch={batch}'])})"
 
@@ -131,9 +133,9 @@ def _combined(a: Objective, b: Objective, sign: str, operation: Callable[[Tensor
     return Objective(layers, text, lambda T: operation(a.measure(T), b.measure(T)), a.mixes or b.mixes)
 
 
-def _one_number(first: int | None, second: int | None, what: str) -> None:
+def _one_number(first: int | None, second: int | None, name: str) -> None:
     if first is not None and second is not None and first != second:
-        raise UsageError(f"{what}: {first} and {second} do not go together")
+        raise UsageError(f"{name}: {first} and {second} do not go together; give as many of one as of the other")
 
 
 def _said(text: Text, pattern: str) -> Text:

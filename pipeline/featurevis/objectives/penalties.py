@@ -1,6 +1,7 @@
-"""Objectives of the picture itself, or of a layer's size: mostly subtracted, as penalties.
+"""Objectives of the picture itself, or of how large a layer's activations are. Most are subtracted, as penalties.
 
-A picture's sum is its own, where Lucid sums over the batch: the same for one picture, and no picture touches another.
+Each picture has its own sum, whereas Lucid sums over the batch. For one picture the two are the same. In a batch no
+picture affects another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from store.errors import UsageError
 
 
 def total_variation(layer: str = INPUT) -> Objective:
-    """The sum of absolute differences of neighbours. Simonyan et al., 2014."""
+    """Measure the sum of absolute differences between neighbours. Simonyan et al., 2014."""
 
     def measure(T: Activations) -> Tensor:
         x = T(layer)
@@ -28,7 +29,7 @@ def total_variation(layer: str = INPUT) -> Objective:
 
 
 def L1(layer: str = INPUT, constant: float = 0, batch: int | None = None) -> Objective:  # noqa: N802
-    """The sum of absolute differences from a constant."""
+    """Measure the sum of absolute differences from a constant."""
 
     def measure(T: Activations) -> Tensor:
         return per_picture(T, (T(layer) - constant).abs().sum((1, 2, 3)), batch)
@@ -39,7 +40,7 @@ def L1(layer: str = INPUT, constant: float = 0, batch: int | None = None) -> Obj
 def L2(  # noqa: N802
     layer: str = INPUT, constant: float = 0, epsilon: float = 1e-6, batch: int | None = None
 ) -> Objective:
-    """The Euclidean distance from a constant."""
+    """Measure the Euclidean distance from a constant. `epsilon`, added to its square, keeps the gradient finite."""
 
     def measure(T: Activations) -> Tensor:
         return per_picture(T, (epsilon + (T(layer) - constant).square().sum((1, 2, 3))).sqrt(), batch)
@@ -48,17 +49,20 @@ def L2(  # noqa: N802
 
 
 def blur_input_each_step() -> Objective:
-    """Half the squared distance from the blurred picture, held fixed: k times it, subtracted, moves a picture of plain
-    pixels under plain gradient descent to (1 - k) picture + k blurred. Nguyen et al., 2015."""
+    """Measure half the squared distance from the blurred picture, which is held fixed.
+
+    Subtract k times it. If the pixels are the parameters, a step of plain gradient descent with learning rate 1 then
+    makes (1 - k) picture + k blurred. Nguyen et al., 2015.
+    """
     return Objective((INPUT,), called("blur_input_each_step"), lambda T: _distance_to_blurred(T(INPUT)))
 
 
 def blur_alpha_each_step() -> Objective:
-    """The same of the alpha channel, the last one."""
+    """Measure the same as `blur_input_each_step` for the alpha channel, which is the last one."""
 
     def measure(T: Activations) -> Tensor:
         if T(INPUT).shape[1] not in (2, 4):
-            raise UsageError(f"blur_alpha_each_step: pictures of {T(INPUT).shape[1]} channels; set alpha=True")
+            raise UsageError(f"blur_alpha_each_step: no alpha in {T(INPUT).shape[1]} channels; set alpha=True")
         return _distance_to_blurred(T(INPUT)[:, -1:])
 
     return Objective((INPUT,), called("blur_alpha_each_step"), measure)
@@ -67,8 +71,11 @@ def blur_alpha_each_step() -> Objective:
 def penalize_boundary_complexity(
     width: int = 20, mask: NDArray[np.floating] | Tensor | None = None, color: float = 0.5
 ) -> Objective:
-    """Negative: of the border (or where `mask` [H, W] is not 0) the squared distance from its 5 x 5 blur, and 0.8 of
-    that from `color`. Added, it keeps the border smooth."""
+    """Measure minus the complexity of the border, which is `width` pixels wide. Add it to keep the border smooth.
+
+    The complexity of a pixel is its squared distance from the 5 x 5 blur plus 0.8 times that from `color`. `mask`
+    [H, W] weights the pixels; it replaces the border.
+    """
 
     def measure(T: Activations) -> Tensor:
         x = T(INPUT)
@@ -84,7 +91,7 @@ def penalize_boundary_complexity(
 
 
 def input_diff(original: Any) -> Objective:
-    """The root of the mean squared difference from a picture [H, W, C] or a batch [n, H, W, C] in 0..1."""
+    """Measure the root mean squared difference from a picture [H, W, C] or a batch [n, H, W, C] in 0..1."""
     given = torch.as_tensor(np.asarray(original), dtype=torch.float32)
     if given.ndim not in (3, 4):
         raise UsageError(f"input_diff: expected a picture [H, W, C] in 0..1, found {list(given.shape)}")
@@ -93,14 +100,19 @@ def input_diff(original: Any) -> Objective:
     def measure(T: Activations) -> Tensor:
         x = T(INPUT)
         if x.shape[1:] != target.shape[-3:]:
-            raise UsageError(f"input_diff: pictures are {list(x.shape[1:])}, the original {list(target.shape[-3:])}")
+            raise UsageError(
+                f"input_diff: pictures are {list(x.shape[1:])}, but the original is {list(target.shape[-3:])}"
+            )
         return (x - target.to(x)).square().mean((1, 2, 3)).sqrt()
 
     return Objective((INPUT,), called("input_diff", target), measure)
 
 
 def blurred(x: Tensor, width: int = 3) -> Tensor:
-    """Each channel by a box whose outer ring weighs half; at the border, the mean of what there is."""
+    """Blur each channel with a `width` x `width` box whose outer ring has half the weight.
+
+    At the border, take the mean of the neighbours that exist.
+    """
     kernel = torch.full((width, width), 0.5, dtype=x.dtype, device=x.device)
     kernel[1:-1, 1:-1] = 1.0
     weight = kernel.expand(x.shape[1], 1, -1, -1)

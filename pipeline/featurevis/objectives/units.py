@@ -1,4 +1,4 @@
-"""Objectives of units: a channel, one of its positions, a class, two channels blended, a whole layer."""
+"""Objectives of units: a channel, one position of a channel, a class, a blend of two channels, a whole layer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from pipeline.featurevis.objectives.objective import Activations, Objective, cal
 from store.errors import UsageError, did_you_mean
 from store.unit_name import check_channel, parse_unit_name
 
-Channels = int | Sequence[int]  # one for every picture, or one a picture
-Reduce = Callable[[Tensor], Tensor]  # of maps [n, H, W] one number each
+Channels = int | Sequence[int]  # one for all pictures, or one per picture
+Reduce = Callable[[Tensor], Tensor]  # maps [n, H, W] to one number each, [n]
 
 
 def channel(layer: str, channels: Channels, batch: int | None = None) -> Objective:
-    """The mean of a channel over all positions. `channels`: one, or one a picture; `batch`: of this picture only."""
+    """Measure the mean of a channel over all positions.
+
+    `channels`: one for all pictures, or one per picture. `batch`: count only the picture with this index.
+    """
     return _of_channels("channel", layer, channels, batch, lambda maps: maps.mean((1, 2)))
 
 
 def neuron(
     layer: str, channels: Channels, y: int | None = None, x: int | None = None, batch: int | None = None
 ) -> Objective:
-    """One position of a channel: the centre, or the lower right of the four central ones, where none is given."""
-    places = "" if y is None and x is None else f", y={y}, x={x}"
-    return _of_channels("neuron", layer, channels, batch, lambda maps: at(maps, y, x), places)
+    """Measure one position of a channel, by default the centre.
+
+    If a side is even, the centre is the lower or right of the two central positions.
+    """
+    position = "" if y is None and x is None else f", y={y}, x={x}"
+    return _of_channels("neuron", layer, channels, batch, lambda maps: at(maps, y, x), position)
 
 
 def class_logit(layer: str, label: int | str, batch: int | None = None) -> Objective:
-    """A class by its index or by one of its names in the model's labels; `layer` gives logits."""
+    """Measure the logit of a class. `layer` must give logits.
+
+    `label`: the index of the class, or one of its names in the model's labels.
+    """
 
     def measure(T: Activations) -> Tensor:
         index = label if isinstance(label, int) else _index_of(label, T.labels)
@@ -39,7 +48,10 @@ def class_logit(layer: str, label: int | str, batch: int | None = None) -> Objec
 
 
 def channel_interpolate(layer1: str, channel1: int, layer2: str, channel2: int) -> Objective:
-    """From one channel at the batch's first picture to another at its last, blended in equal steps between."""
+    """Measure a blend of two channels that changes in equal steps along the batch.
+
+    Only the first channel counts for the first picture, and only the second for the last.
+    """
 
     def measure(T: Activations) -> Tensor:
         first = _maps(T(layer1), channel1, layer1).mean((1, 2))
@@ -52,12 +64,12 @@ def channel_interpolate(layer1: str, channel1: int, layer2: str, channel2: int) 
 
 
 def deepdream(layer: str) -> Objective:
-    """The mean square of a layer's activations: whatever is there, more of it. Mordvintsev et al., 2015."""
+    """Measure the mean square of a layer's activations: it amplifies what the layer sees. Mordvintsev et al., 2015."""
     return Objective((layer,), called("deepdream", layer), lambda T: T(layer).square().mean((1, 2, 3)))
 
 
 def at(x: Tensor, y: int | None, x_: int | None) -> Tensor:
-    """[..., H, W] at one position, by default the centre: [...]. Raises UsageError outside of the map."""
+    """Return maps [..., H, W] at one position, by default the centre: [...]. Raises UsageError outside the map."""
     row = x.shape[-2] // 2 if y is None else y
     column = x.shape[-1] // 2 if x_ is None else x_
     if not (0 <= row < x.shape[-2] and 0 <= column < x.shape[-1]):
@@ -66,10 +78,10 @@ def at(x: Tensor, y: int | None, x_: int | None) -> Tensor:
 
 
 def parse(text: str) -> tuple[str, int]:
-    """The layer and channel of "LAYER:CHANNEL"."""
+    """Return the layer and channel of "LAYER:CHANNEL". Raises UsageError for any other text."""
     unit = parse_unit_name(text)
     if unit.model:
-        raise UsageError(f"objective {text!r}: an objective is of one model: write {unit.layer}:{unit.channel}")
+        raise UsageError(f"objective {text!r}: an objective does not name its model: write {unit.layer}:{unit.channel}")
     return unit.layer, unit.channel
 
 
@@ -88,14 +100,14 @@ def _of_channels(
 
 
 def _maps(activations: Tensor, channels: Channels, layer: str) -> Tensor:
-    """[n, H, W], each picture's own channel."""
+    """Return the map of each picture's own channel: [n, H, W]."""
     n, known = activations.shape[:2]
     for number in (channels,) if isinstance(channels, int) else channels:
         check_channel(layer, number, known)
     if isinstance(channels, int):
-        return activations[:, channels].contiguous()  # as gathered: a mean's last bit depends on the layout
+        return activations[:, channels].contiguous()  # the layout of gathered maps, on which a mean's last bit depends
     if len(channels) != n:
-        raise UsageError(f"{len(channels)} channels of {layer} for a batch of {n} pictures: give one a picture")
+        raise UsageError(f"{len(channels)} channels of {layer} for a batch of {n} pictures: give one per picture")
     device = activations.device
     return activations[torch.arange(n, device=device), torch.tensor(tuple(channels), device=device)]
 
@@ -103,9 +115,9 @@ def _maps(activations: Tensor, channels: Channels, layer: str) -> Tensor:
 def _index_of(label: str, labels: tuple[str, ...] | None) -> int:
     if labels is None:
         raise UsageError(f"label {label!r}: this model has no labels; give the class's index")
-    found = [i for i, text in enumerate(labels) if label in (text, *(name.strip() for name in text.split(",")))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"label {label!r} is ambiguous: classes {', '.join(map(str, found))}; give the index")
+    indices = [i for i, text in enumerate(labels) if label in (text, *(name.strip() for name in text.split(",")))]
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        raise UsageError(f"label {label!r} is ambiguous: classes {', '.join(map(str, indices))}; give the index")
     raise UsageError(f"label {label!r} is unknown: {did_you_mean(label, labels) or 'give the index'}")

@@ -1,4 +1,4 @@
-"""Parameterizations: how a picture is described to the optimizer, which decides what it finds."""
+"""Parameterizations: how a picture is described to the optimizer. The description decides which pictures it finds."""
 
 from pipeline.featurevis.parameterizations.cppn import CPPN
 from pipeline.featurevis.parameterizations.fourier import FFT, Maco, spectrum

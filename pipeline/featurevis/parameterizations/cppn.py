@@ -1,5 +1,8 @@
-"""Pictures that a small network draws from coordinates alone: smooth at any size. Stanley (2007); Mordvintsev et al.,
-Differentiable Image Parameterizations, https://distill.pub/2018/differentiable-parameterizations"""
+"""Pictures that a small network computes from the coordinates alone (a CPPN). They are smooth at any size.
+
+Stanley (2007); Mordvintsev et al., Differentiable Image Parameterizations,
+https://distill.pub/2018/differentiable-parameterizations
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ HIDDEN, LAYERS = 24, 8
 
 
 class CPPN(Parameterization):
-    """One network a picture: 1 x 1 convolutions of 24 channels with an arc tangent and its square between them."""
+    """One network per picture: 1 x 1 convolutions of 24 channels, with an arc tangent and its square between them."""
 
     learning_rate = 0.005
     has_colors = False
 
     def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
-        """Weight [n, out, in] and bias [n, out] of each layer in turn; the last begins at zero: an even grey."""
-        found: list[Tensor] = []
+        """Return weight [n, out, in] and bias [n, out] of each layer in turn. The last layer is zero: an even grey."""
+        parameters: list[Tensor] = []
         wide = 2
         for layer in range(LAYERS):
             last = layer == LAYERS - 1
             out = self.planes if last else HIDDEN
-            found.append(normal(starts, (out, wide), sd=0.0 if last else math.sqrt(1 / wide)))
-            found.append(torch.zeros(len(starts), out))
+            parameters.append(normal(starts, (out, wide), sd=0.0 if last else math.sqrt(1 / wide)))
+            parameters.append(torch.zeros(len(starts), out))
             wide = 2 * out
-        return found
+        return parameters
 
     @functools.cached_property
     def coordinates(self) -> Tensor:
-        """Row and column, of deviation 1 along each side: [2, H * W]."""
+        """Row and column of each pixel, with standard deviation 1 along each side: float32 [2, H * W]."""
         far = math.sqrt(3)
         rows, columns = torch.linspace(-far, far, self.height), torch.linspace(-far, far, self.width)
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
@@ -53,6 +56,8 @@ class CPPN(Parameterization):
             if layer < LAYERS - 1:
                 x = torch.atan(x)
                 x = torch.cat([x / 0.67, x * x / 0.6])
-        if x.requires_grad:  # a gradient that begins amid a batch's is misaligned, and then products round otherwise
+        if (
+            x.requires_grad
+        ):  # copy the gradient: a part of a batch's may be misaligned, and products of it round otherwise
             x.register_hook(torch.clone)
         return x.unflatten(1, (self.height, self.width))

@@ -1,4 +1,4 @@
-"""Pictures as sums of waves: all coefficients free (`FFT`), or only their phases (`Maco`)."""
+"""Pictures as sums of waves, of which all coefficients are free (`FFT`) or only the phases (`Maco`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.featurevis.parameterizations.parameterization import COLOR, Parame
 
 
 def frequencies(height: int, width: int) -> Tensor:
-    """Cycles a pixel of each coefficient of a real transform: float64 [H, W // 2 + 1]."""
+    """Return the cycles per pixel of each coefficient of a real Fourier transform: float64 [H, W // 2 + 1]."""
     return torch.hypot(
         torch.fft.fftfreq(height, dtype=torch.float64)[:, None],
         torch.fft.rfftfreq(width, dtype=torch.float64)[None, :],
@@ -21,13 +21,16 @@ def frequencies(height: int, width: int) -> Tensor:
 
 
 def decayed(height: int, width: int) -> Tensor:
-    """The inverse of the frequency, the unitary factor of the transform, and Lucid's 4: float32 [H, W // 2 + 1]."""
+    """Return the scale of each Fourier coefficient: float32 [H, W // 2 + 1].
+
+    It is the inverse of the frequency, times the factor that makes the transform unitary, divided by 4 as in Lucid.
+    """
     least = 1 / max(width, height)
     return (math.sqrt(width * height) / frequencies(height, width).clamp(min=least) / 4).float()
 
 
 class FFT(Parameterization):
-    """Fourier coefficients (real, imaginary), scaled so that all frequencies learn at the same rate."""
+    """Fourier coefficients (real and imaginary parts), scaled so that all frequencies learn at the same rate."""
 
     def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
         return [normal(starts, (self.planes, self.height, self.width // 2 + 1, 2))]
@@ -41,16 +44,16 @@ class FFT(Parameterization):
         return torch.fft.irfft2(spectrum, s=(self.height, self.width))
 
 
-# Amplitude of natural pictures at f cycles a pixel, gain * f ** -decay, along the columns of COLOR: fitted to 500
-# ImageNet photographs with `spectrum`; only the ratios of the gains matter.
+# The amplitude of natural pictures at f cycles per pixel is gain * f ** -decay, for each column of COLOR. Both were
+# fitted to 500 ImageNet photographs with `spectrum`. Only the ratios of the gains matter.
 GAINS, DECAYS = (26.7, 25.2, 40.2), (1.29, 1.26, 1.12)
 
 
 class Maco(Parameterization):
-    """Phases alone, under magnitudes fixed at those of natural pictures, so that no frequency can run away: Fel et al.,
-    Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization (2023).
+    """Fourier phases. The magnitudes are fixed at those of natural pictures, so that no frequency can grow too strong.
 
-    Works best with random crops: transforms "maco", a large canvas and `input` "model".
+    Fel et al., Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization (2023). It
+    works best with random crops: transforms "maco", a large canvas and `input` "model".
     """
 
     learning_rate = 1.0
@@ -61,14 +64,14 @@ class Maco(Parameterization):
 
     @functools.cached_property
     def magnitude(self) -> Tensor:
-        """[planes, H, W // 2 + 1]; replace it by what `spectrum` measures on pictures of your own."""
+        """The fixed magnitudes: float32 [planes, H, W // 2 + 1]. Set it to the `spectrum` of pictures of your own."""
         f = frequencies(self.height, self.width)
         f = f.clamp(min=1 / max(self.height, self.width))
         planes = [g * f**-d for g, d in zip(GAINS, DECAYS, strict=True)]
         chosen = planes if self.color is not None else planes[:1] * (self.planes - self.alpha)
-        found = torch.stack([*chosen, *planes[: int(self.alpha)]]).float()
-        found[:, 0, 0] = 0  # the mean is what standardizing sets
-        return found.to(self.parameters[0].device)
+        magnitudes = torch.stack([*chosen, *planes[: int(self.alpha)]]).float()
+        magnitudes[:, 0, 0] = 0  # standardizing sets the mean
+        return magnitudes.to(self.parameters[0].device)
 
     def unbounded(self) -> Tensor:
         phase = by_picture(_standardized, self.parameters[0])
@@ -77,7 +80,10 @@ class Maco(Parameterization):
 
 
 def spectrum(pictures: Tensor) -> Tensor:
-    """The mean magnitude of pictures [n, C, H, W] in 0..1, in decorrelated colours where C is 3: [C, H, W // 2 + 1]."""
+    """Measure the mean magnitude of the Fourier coefficients of pictures [n, C, H, W] in 0..1: [C, H, W // 2 + 1].
+
+    It is measured before the sigmoid, and in decorrelated colours if C is 3.
+    """
     x = torch.logit(pictures.double().clamp(0.01, 0.99))
     if x.shape[1] == 3:
         matrix = (COLOR / COLOR.norm(dim=0).max()).double()

@@ -1,4 +1,4 @@
-"""The pixels themselves."""
+"""Pictures described by their pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.featurevis.parameterizations.parameterization import Parameterizat
 
 
 class Pixel(Parameterization):
-    """The pixels themselves, before colour matrix and sigmoid."""
+    """The parameters are the pixels, before the colour matrix and the sigmoid."""
 
     def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
         return [normal(starts, (self.planes, self.height, self.width))]

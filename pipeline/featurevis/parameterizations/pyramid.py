@@ -1,4 +1,4 @@
-"""Pictures as sums of smaller ones, enlarged; some of which may be shared by a group of pictures."""
+"""Pictures as sums of smaller ones that are enlarged. A group of pictures may share some of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pipeline.featurevis.parameterizations.fourier import FFT
 from pipeline.featurevis.parameterizations.parameterization import Parameterization, normal
 
 LEVELS = 4
-# (pictures, divisor of the sides) of the shared layers of Lucid's aligned interpolation: one for the group, or two
-# between which the group is blended.
+# (number of pictures, divisor of the sides) of each shared layer in Lucid's aligned interpolation. A layer of one
+# picture is the same for the whole group. A layer of two is blended: the first picture of the group gets the first of
+# them, the last picture the second.
 SHARED = ((1, 2), (1, 4), (1, 8), (2, 8), (1, 16), (2, 16))
 
 
 class LaplacianPyramid(Parameterization):
-    """Four pictures, each half as large as the last, enlarged and added."""
+    """Four pictures, each with half the sides of the one before, enlarged and added."""
 
     def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
         sizes = [_divided(self.height, self.width, 2**level) for level in range(LEVELS)]
@@ -30,7 +31,10 @@ class LaplacianPyramid(Parameterization):
 
 
 class Shared(FFT):
-    """Waves of each picture's own, and coarse layers in common with its group: like things fall in the same places."""
+    """Fourier coefficients of each picture, plus coarse layers that its group shares.
+
+    The shared layers make similar things appear at the same positions.
+    """
 
     def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
         first = starts[:: self.group]
@@ -51,14 +55,14 @@ class Shared(FFT):
 
 
 def enlarged(x: Tensor, height: int, width: int) -> Tensor:
-    """[n, C, h, w] -> [n, C, height, width], bilinear, corners on corners."""
+    """Enlarge [n, C, h, w] to [n, C, height, width], bilinearly, with the corners aligned."""
     if tuple(x.shape[2:]) == (height, width):
         return x
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=True)
 
 
 def _blended(x: Tensor, n: int) -> Tensor:
-    """[groups, 1 or 2, ...] -> [groups, n, ...]: the same for all, or from the first to the second."""
+    """Expand [groups, 1 or 2, ...] to [groups, n, ...]: repeat one picture, or blend from the first to the second."""
     if x.shape[1] == 1:
         return x.expand(-1, n, *x.shape[2:])
     weight = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device).view(1, n, 1, 1, 1)
