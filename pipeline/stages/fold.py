@@ -1,4 +1,7 @@
-"""Stage `fold`: partials into tables and arrays: a shard a layer, a shard a block of images, then the rest."""
+"""Stage `fold`: turn the scan's partials into the tables and arrays of the store.
+
+There is one shard per layer, then one per block of images, then a final shard.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,12 @@ def _phases(job: Job) -> list[list[Shard]]:
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     partials = ScanPartials(job)
     if not len(partials.ids):
-        raise UsageError(f"{job.store.run}: no picture could be decoded, there is nothing to fold")
+        raise UsageError(f"{job.store.run}: no picture could be decoded, so there is nothing to fold")
     return fold_shard(job, partials, shard, advance)
 
 
 def fold_shard(job: Job, partials: ScanPartials, shard: Shard, advance: Callable[[int], None]) -> Record:
-    """Folds one layer, one block of images, or the rest, whatever the partials are read from."""
+    """Fold one layer, one block of images, or the rest, and commit the shard."""
     if shard.name == "finish":
         record = _finish(job, partials, shard)
     elif shard.layer:
@@ -62,12 +65,15 @@ def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callabl
         result = fold_layer(job, partials, shard.first, advance)
     minimum = np.concatenate([u["minimum"] for u in result.units])
     if not layer.signed and minimum.min() < 0:
-        raise UsageError(f"layer {layer.name} was taken for non-negative and is not: please report the model")
+        raise UsageError(
+            f"layer {layer.name} has values below zero, which its graph rules out: please report the model"
+        )
     names: Columns = {"model": job.spec.model.name, "dataset": job.dataset.name, "layer": layer.name}
     examples = (*result.examples, *result.lowest)
+    size = job.spec.model.preprocess.height, job.spec.model.preprocess.width
     tables = {
         schema.UNITS: result.units,
-        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], job.spec.model.preprocess) for e in examples],
+        schema.TOP_EXAMPLES: [e | boxes(layer, e["y"], e["x"], size) for e in examples],
         schema.CLASS_STATS: result.class_stats,
         schema.NEIGHBORS: [result.neighbors | {"other_layer": layer.name}],
     }
@@ -107,16 +113,20 @@ def _write_arrays(job: Job, out: Publication, shard: Shard, result: LayerResult,
 
 
 def _fold_block(job: Job, shard: Shard) -> Record:
-    """The image-major copies of the dense record and of the tail, and where images lie, for one range of image ids."""
+    """Write three files for one range of image ids.
+
+    They are the image-major copy of the dense record, that of the tail, and the coordinates of each image among the
+    principal components of each layer.
+    """
     block, count = shard.first // layout.BLOCK, shard.last - shard.first
     units = int(job.spec.units.offsets[-1])
     with job.store.publication("fold", shard.name) as out:
         arrays = {}
         for name in ("max", "mean"):
             data = np.zeros((count, units), np.uint8)
-            for place, layer in enumerate(job.spec.layers):
+            for index, layer in enumerate(job.spec.layers):
                 with hdf5.reading(job.store.root / layout.codes_by_unit(job.store.run, layer.name)) as file:
-                    data[:, job.spec.units.slice(place)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
+                    data[:, job.spec.units.slice(index)] = hdf5.dataset(file, name)[:, shard.first : shard.last].T
             arrays[name] = Array(data, layout.image_chunk(units), "huffman")
         hdf5.write(out.path(layout.codes_by_image(job.store.run, block)), arrays)
         hdf5.write(out.path(layout.coordinates(job.store.run, block)), _coordinates(job, arrays["max"].data))
@@ -133,28 +143,32 @@ def _fold_block(job: Job, shard: Shard) -> Record:
 
 
 def _coordinates(job: Job, data: NDArray[np.uint8]) -> dict[str, Array]:
-    """Each image's place among the layer's principal components, from its codes [n, U]."""
+    """Compute the coordinates of images among each layer's principal components, from their codes, uint8 [n, U]."""
     arrays: dict[str, Array] = {}
-    for place, layer in enumerate(job.spec.layers):
-        standard, found = _standard_and_components(job, place, layer.name)
-        near, length = components.coordinates(data[:, job.spec.units.slice(place)], standard, found)
+    for index, layer in enumerate(job.spec.layers):
+        standard, principal = _standard_and_components(job, index, layer.name)
+        near, length = components.coordinates(data[:, job.spec.units.slice(index)], standard, principal)
         arrays[f"{layer.name}/coordinates"], arrays[f"{layer.name}/lengths"] = Array(near), Array(length)
     return arrays
 
 
-def _standard_and_components(job: Job, place: int, name: str) -> tuple[NDArray[np.float32], Components]:
-    """From the layer's partial, or, when a block is repaired after the last shard, from where that left it."""
-    partial = job.store.root / layout.partial(job.store.run, "fold", f"layer-{place:04d}.h5")
+def _standard_and_components(job: Job, index: int, name: str) -> tuple[NDArray[np.float32], Components]:
+    """Read a layer's standardized codes and its principal components.
+
+    They lie in the layer's partial. If a block is repaired after the final shard, that partial is gone, and they are
+    read from the arrays that the final shard wrote.
+    """
+    partial = job.store.root / layout.partial(job.store.run, "fold", f"layer-{index:04d}.h5")
     if partial.exists():
-        places, prefix = (partial, partial), ""
+        paths, prefix = (partial, partial), ""
     else:
-        places = (
+        paths = (
             job.store.root / layout.array(job.store.run, "codes"),
             job.store.root / layout.array(job.store.run, "components"),
         )
         prefix = f"{name}/"
-    counts, means = (hdf5.read(places[0], f"{prefix}max/{key}") for key in ("counts", "means"))
-    directions, deviations = (hdf5.read(places[1], f"{prefix}{key}") for key in ("directions", "deviations"))
+    counts, means = (hdf5.read(paths[0], f"{prefix}max/{key}") for key in ("counts", "means"))
+    directions, deviations = (hdf5.read(paths[1], f"{prefix}{key}") for key in ("directions", "deviations"))
     return codes.standardized(counts, means), Components(directions, deviations)
 
 
@@ -185,10 +199,10 @@ def _finish(job: Job, partials: ScanPartials, shard: Shard) -> Record:
 
 
 def _write_predictions(job: Job, partials: ScanPartials, out: Publication, names: dict[str, Any]) -> None:
-    found = partials.predictions()
-    if found is None:
+    predictions = partials.predictions()
+    if predictions is None:
         return
-    classes, probabilities = found
+    classes, probabilities = predictions
     each, labels = classes.shape[1], job.spec.model.labels
     parquet.write_columns(out.path(layout.table(job.store.run, "predictions")), schema.PREDICTIONS, names | {
         "image_id": np.repeat(partials.ids, each),
@@ -215,7 +229,7 @@ def _write_edges_and_sketches(job: Job, out: Publication) -> None:
 
 
 def _write_comparison(job: Job, out: Publication) -> None:
-    """What finds like units and like images first: a sample of the record, and the layers' principal components."""
+    """Write what similarity queries read first: a sample of the dense record, and each layer's principal components."""
     arrays: dict[str, Array] = {}
     samples = []
     for i, layer in enumerate(job.spec.layers):

@@ -1,4 +1,4 @@
-"""Where in the network's input a position of a map looks."""
+"""Receptive fields of map positions, as boxes in the network's input."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.graph import Layer
-from pipeline.models import Preprocess
 
 
-def boxes(layer: Layer, y: NDArray[Any], x: NDArray[Any], preprocess: Preprocess) -> dict[str, NDArray[np.int32]]:
-    """Receptive fields of positions (y, x) in pixels of the network's input, clipped: box_y0, box_x0, box_y1, box_x1.
+def boxes(layer: Layer, y: NDArray[Any], x: NDArray[Any], size: tuple[int, int]) -> dict[str, NDArray[np.int32]]:
+    """Return the receptive fields of positions (y, x) as boxes: box_y0, box_x0, box_y1, box_x1, int32 [n] each.
 
-    y and x: int [n]; the last row and column are exclusive. A global field is the whole input.
+    y and x are int [n]. Boxes are in pixels of the network's input, whose `size` is (height, width), and are clipped to
+    it; the last row and column are exclusive. A global field is the whole input.
     """
-    found = {}
-    for axis, place, size in (("y", y, preprocess.height), ("x", x, preprocess.width)):
+    bounds = {}
+    for axis, position, limit in (("y", y, size[0]), ("x", x, size[1])):
         if layer.rf_size is None or layer.rf_stride is None or layer.rf_offset is None:
-            first, last = np.zeros(len(place), np.int64), np.full(len(place), size)
+            first, last = np.zeros(len(position), np.int64), np.full(len(position), limit)
         else:
-            first = layer.rf_offset + place.astype(np.int64) * layer.rf_stride
+            first = layer.rf_offset + position.astype(np.int64) * layer.rf_stride
             last = first + layer.rf_size
-        found[f"box_{axis}0"] = np.clip(first, 0, size).astype(np.int32)
-        found[f"box_{axis}1"] = np.clip(last, 0, size).astype(np.int32)
-    return found
+        bounds[f"box_{axis}0"] = np.clip(first, 0, limit).astype(np.int32)
+        bounds[f"box_{axis}1"] = np.clip(last, 0, limit).astype(np.int32)
+    return bounds
