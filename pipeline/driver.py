@@ -85,7 +85,7 @@ def run_stage(job: Job, stage: Stage, part: Slice = WHOLE) -> None:
     """Run a slice of one stage in this process, up to the first phase that needs shards outside the slice."""
     done = job.store.done(stage.name)
     phases = stage.phases(job)
-    job.store.log_plan(stage, phases)
+    job.store.log_plan(stage.name, [len(phase) for phase in phases])
     for phase in phases:
         own = [shard for position, shard in enumerate(phase) if part.takes(position)]
         missing = [shard for shard in own if shard.name not in done]

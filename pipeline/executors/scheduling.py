@@ -99,7 +99,7 @@ class Scheduler:
         phases = stage.phases(self.job)
         done = self.job.store.done(stage.name)
         shards = [s for phase in phases for position, s in enumerate(phase) if self.takes(position)]
-        self.job.store.log_plan(stage, phases)
+        self.job.store.log_plan(stage.name, [len(phase) for phase in phases])
         bar: tqdm[Any] = tqdm(
             desc=f"{stage.name:9s}", total=sum(s.size for s in shards), unit=stage.unit,
             initial=sum(s.size for s in shards if s.name in done),

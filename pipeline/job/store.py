@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline import config as configs
 from pipeline.job.dataset import Dataset
 from pipeline.job.spec import Spec
-from pipeline.job.stage import Shard, Stage
 from pipeline.runtime.timing import phase
 from store import layout, publish
 from store.errors import UsageError
@@ -46,9 +45,9 @@ class RunStore:
         with phase("write"), Publication(self.root, self.run, stage, shard, self._spec.fingerprint) as out:
             yield out
 
-    def log_plan(self, stage: Stage, phases: list[list[Shard]]) -> None:
-        """Log how many shards a stage has, for `status`."""
-        self.log.write("plan", run=self.run, stage=stage.name, phases=[len(phase) for phase in phases])
+    def log_plan(self, stage: str, phases: Sequence[int]) -> None:
+        """Log how many shards each phase of a stage has, for `status`."""
+        self.log.write("plan", run=self.run, stage=stage, phases=list(phases))
 
     def record(self, stage: str, shard: str) -> Record | None:
         return publish.find_record(self.root, self.run, stage, shard)

@@ -42,8 +42,8 @@ class Recorded:
     def done(self, stage: str) -> dict[str, publish.Record]:
         return {r.shard: r for r in publish.records(self.root, RUN, stage)}
 
-    def log_plan(self, stage: Stage, phases: list[list[Shard]]) -> None:
-        self.planned.append(stage.name)
+    def log_plan(self, stage: str, phases: list[int]) -> None:
+        self.planned.append(stage)
 
     def commit(self, task: Task) -> None:
         with Publication(self.root, RUN, task.stage, task.shard.name, "f") as out:
