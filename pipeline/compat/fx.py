@@ -1,4 +1,4 @@
-"""Shapes without computing, and the sources that torch.fx keeps of every graph."""
+"""Tensors that have shapes but no values, and the sources that torch.fx keeps of every graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch.fx import graph_module
 
 
 def fake_tensors() -> AbstractContextManager[Any]:
-    """A context in which tensors have shapes and no values. Without it values are computed: the shapes are the same."""
+    """Return a context in which tensors have shapes but no values.
+
+    If torch does not have it, the context does nothing. Values are then computed, and the shapes are the same.
+    """
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError:
@@ -19,6 +22,6 @@ def fake_tensors() -> AbstractContextManager[Any]:
 
 
 def kept_sources() -> MutableMapping[str, Any]:
-    """The sources of compiled graphs that torch.fx keeps for tracebacks, by file name; empty where it keeps none."""
+    """Return the sources of graphs that torch.fx keeps for tracebacks, by file name; empty if it keeps none."""
     kept: MutableMapping[str, Any] = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
     return kept

@@ -1,4 +1,4 @@
-"""What torch.nn.Module and its subclasses keep in private attributes, and private base classes of torch.nn."""
+"""Private attributes of torch.nn.Module and its subclasses, and private base classes of torch.nn."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ CONVOLUTION_METHODS = tuple(name for name in ("forward", "_conv_forward") if has
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward. Where that cannot be told, it may: nothing is fused then."""
+    """Whether calling a module does more than its forward. True if that is unknown, so that nothing is fused then."""
     return any(getattr(module, name, True) for name in _HOOKS)
 
 
 def remove_hooks(module: nn.Module) -> None:
-    """Remove the hooks that run after a module's forward, as far as they can be found."""
+    """Remove the hooks that run after a module's forward, if they can be found."""
     getattr(module, _HOOKS[0], {}).clear()
 
 
 def state_versions(state: object) -> Any:
-    """The versions of the modules that a state dict is of, which torch keeps beside it; None where it keeps none."""
+    """Return the module versions that torch keeps with a state dict, or None if it keeps none."""
     return getattr(state, _VERSIONS, None)
 
 
 def set_state_versions(state: object, versions: Any) -> None:
-    """Put the versions of modules beside a state dict, as some networks (mnasnet) insist on."""
+    """Keep module versions, unless None, with a state dict. Some networks (mnasnet) require them."""
     if versions is not None:
         setattr(state, _VERSIONS, versions)
 
 
 def torch_classes(kind: str) -> tuple[type[nn.Module], ...]:
-    """Classes of torch.nn, for `isinstance`: the common base of that kind, else the classes that torch has of it."""
+    """Return classes of torch.nn for `isinstance`: the private base of that kind of module, else the public classes."""
     module, name, public = _BASES[kind]
     base = getattr(module, name, None)
     return public if base is None else (base,)

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions, by the operators that torch's inductor uses for frozen graphs: on CPUs and in float32."""
+"""oneDNN's convolutions, through the operators that torch's inductor uses for frozen graphs; CPU and float32 only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Limits = tuple[float, float | None]  # values outside become the nearest limit; None: there is no upper limit
+Limits = tuple[float, float | None]  # values outside become the nearest limit; None: no upper limit
 Settings = tuple[Any, Any, Any, int]  # padding, stride, dilation, groups
 
 
 def can_convolve() -> bool:
-    """Whether oneDNN can be called directly; otherwise torch's own convolution is as good."""
+    """Whether oneDNN can be called directly. If not, calling it here has no advantage over torch's own convolution."""
     return torch.backends.mkldnn.is_available() and _operator("_convolution_pointwise") is not None
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, limits: Limits | None) -> Tensor:
-    """A convolution and its clip in one operation of oneDNN, whatever the batch."""
+    """Compute a convolution and its clip in one operation of oneDNN, for any batch size."""
     direct = _operator("_convolution_pointwise")
     if direct is None:
         padding, stride, dilation, groups = settings
@@ -29,15 +29,15 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings,
     if limits is not None:
         low, high = limits
         name, scalars = ("relu", []) if high is None else ("hardtanh", [low, high])
-    found: Tensor = direct(x, weight, bias, *settings, name, scalars, "")
-    return found
+    result: Tensor = direct(x, weight, bias, *settings, name, scalars, "")
+    return result
 
 
 def packed_weight(weight: Tensor, settings: Settings, shape: Sequence[int]) -> Tensor:
-    """The weight in the layout that oneDNN wants for inputs of this shape; as it is where it cannot be laid out."""
+    """Return the weight in oneDNN's layout for inputs of this shape, or unchanged if torch cannot convert it."""
     pack = _operator("_reorder_convolution_weight")
-    found: Tensor = weight if pack is None else pack(weight, *settings, list(shape))
-    return found
+    packed: Tensor = weight if pack is None else pack(weight, *settings, list(shape))
+    return packed
 
 
 def _operator(name: str) -> Any:

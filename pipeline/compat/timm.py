@@ -1,4 +1,4 @@
-"""timm's own lists of what a tracer takes whole, and where its layers are defined. timm may be missing."""
+"""timm's lists of modules and functions that tracers must not enter, and tests for its classes. timm may be missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ACTIVATIONS = (  # those that timm.layers exports
     "Swish",
     "Tanh",
 )
-# Layers of timm whose forward cannot be traced, or hides what they are: as its lists have them.
+# Layers in timm's lists: their forward cannot be traced, or tracing it would hide which operation they are.
 _LEAVES = (
     "AvgPool2dSame",
     "BatchNormAct2d",
@@ -42,26 +42,29 @@ def has_parts(network: nn.Module) -> bool:
 
 
 def leaves() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
-    """Classes and functions that a tracer takes whole. Without timm's lists: layers known to need it, no functions."""
+    """Return the classes and functions that a tracer must not enter.
+
+    If timm has no such lists, these are the layers known to need it, and no functions.
+    """
     from timm import layers, models
 
-    classes, functions = (getattr(models, f"get_notrace_{what}", None) for what in ("modules", "functions"))
+    classes, functions = (getattr(models, f"get_notrace_{part}", None) for part in ("modules", "functions"))
     if classes is None or functions is None:
         return tuple(getattr(layers, name) for name in _LEAVES if hasattr(layers, name)), ()
     return tuple(classes()), tuple(f for f in functions() if callable(f))
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether it is one of timm's own activations."""
+    """Whether a module is one of timm's own activations."""
     own = type(module)
     return own.__module__.startswith(_ACTIVATION_MODULES) or any(_is_exported(own, name) for name in _ACTIVATIONS)
 
 
 def is_same_padded(conv: nn.Module) -> bool:
-    """Whether it is timm's convolution with TensorFlow's "same" padding, which depends on the picture's size."""
+    """Whether a module is timm's convolution with TensorFlow's "same" padding, which depends on the picture's size."""
     return _is_exported(type(conv), "Conv2dSame")
 
 
 def _is_exported(cls: type, name: str) -> bool:
-    """Whether timm.layers has this class under that name; timm is imported if anything is of its classes."""
+    """Whether timm.layers exports this class under that name. A class of timm exists only if timm is imported."""
     return cls.__name__ == name and cls is getattr(sys.modules.get("timm.layers"), name, None)

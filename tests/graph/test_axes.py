@@ -1,4 +1,4 @@
-"""Channel axes against shapes at two batch and image sizes; signs and bounds against what networks really output."""
+"""Check channel axes against shapes at two batch and image sizes, and signs and bounds against real outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -98,9 +98,9 @@ def test_the_axis_that_neither_batch_nor_image_size_changes_is_the_channel(case:
         if len(same) == 1 and first[0] == 2:
             assert same == [axis], layer
             decided += 1
-    # a window's 256 places do not change with the picture either
+    # the 256 positions of a window do not change with the picture's size either
     assert decided > (0.3 if case == "maxvit" else 0.6) * len(layers)
-    for layer in layers:  # and the map is as large as it says
+    for layer in layers:  # the map has the size that the layer states
         shape = layer.to_nchw(torch.empty(shapes[0][layer.node], device="meta")).shape
         assert tuple(shape) == (2, layer.channels, layer.height, layer.width)
 
@@ -144,7 +144,7 @@ def test_signs_and_bounds_hold_and_are_not_needlessly_weak(name: str) -> None:
     for layer in layers:
         assert layer.signed or lows[layer.name] >= 0, layer
         assert layer.upper_bound is None or highs[layer.name] <= layer.upper_bound, layer
-    # what is a rectifier (or only moves rectified values about) has to be proved non-negative
+    # rectifiers must be proved non-negative
     for layer in layers:
         if layer.op in ("relu", "relu6"):
             assert not layer.signed

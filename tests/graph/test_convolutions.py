@@ -1,4 +1,4 @@
-"""Arranged convolutions against torch's own operations: the same bits where oneDNN does both, else to rounding."""
+"""Compare arranged convolutions with torch's own: equal bits if both call oneDNN, else equal up to rounding."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_the_two_operations(conv: nn.Conv2d, limits: tupl
     ],
 )
 def test_weights_of_one_size_serve_all(conv: nn.Conv2d, limits: tuple[float, float | None] | None) -> None:
-    """In inference mode they are laid out for the first call: other batches and sizes give what they should."""
+    """Weights are laid out for the first call in inference mode; other batch and map sizes must be correct too."""
     conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
     ours = Convolution(conv, limits)
     for shape in ((4, 8, 21, 20), (16, 8, 21, 20), (16, 8, 9, 14), (1, 8, 21, 20), (3, 8, 9, 14)):
@@ -147,7 +147,7 @@ def test_a_sum_takes_its_relu_along(images: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_passes_at_a_limit(dtype: torch.dtype) -> None:
-    """As in torch's relu and hardtanh, whichever way it is computed: a silent unit's zeros give no gradient."""
+    """The zeros of a silent unit pass no gradient, as in torch's relu and hardtanh, on every path of computation."""
     conv = nn.Conv2d(8, 8, 1, bias=False).to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
     for limits in ((0.0, None), (0.0, 6.0)):
         x = torch.zeros(4, 8, 6, 6, dtype=dtype, requires_grad=True)
@@ -162,12 +162,12 @@ class _Dividing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu6(self.first(x))
-        x = F.relu6(self.second(x / x))  # nothing by nothing
+        x = F.relu6(self.second(x / x))  # 0 / 0 is NaN
         return F.relu6(self.third(x))
 
 
 class _Between(nn.Module):
-    """Two convolutions with a clip each, and something between them that makes what is not finite."""
+    """Two convolutions with a clip each, and between them an operation that makes values that are not finite."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ def test_it_is_called_as_a_convolution_is() -> None:
 
 
 def test_a_nan_is_not_hidden() -> None:
-    """oneDNN makes 0 of it: no clip is fused where one may come, and the scan can refuse such a unit."""
+    """oneDNN turns NaN into 0. So no clip is fused where a NaN may come in, and the scan can refuse such a unit."""
     traced = fx.symbolic_trace(_Dividing().eval().requires_grad_(False))
     x = torch.randn(16, 8, 4, 4)
     found = fused(traced, keep=(), clips=True)
@@ -291,7 +291,7 @@ def test_a_nan_is_not_hidden() -> None:
 
 
 class _Awkward(nn.Module):
-    """Each 3 x 3 convolution but the first has a reason to stay as it is, or without its clip."""
+    """Convolutions of which all but the first have a reason to stay unchanged, or not to be fused with a clip."""
 
     def __init__(self) -> None:
         super().__init__()

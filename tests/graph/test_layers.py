@@ -1,4 +1,4 @@
-"""Tracing and the choice of layers: counts of the named models, names, globs and errors, edges, prefix tokens."""
+"""Test tracing and the choice of layers: layer counts, names, globs, errors, edges and prefix tokens."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.graph import Graph, build
 from store.errors import UsageError
 
-# Layers and units of "blocks" (PROTOTYPES.md): found there by hand and by another program.
+# Layers and units of "blocks", counted by hand and by a separate program.
 COUNTS = {
     "timm:tf_efficientnet_lite0": (50, 22008),
     "timm:efficientnet_b0": (50, 22008),
@@ -111,7 +111,7 @@ def test_edges_are_paths_without_a_layer_between() -> None:
     by_node = {layer.node: layer.name for layer in layers}
     nodes = {node.name: node for node in found.module.graph.nodes}
     expected = set()
-    for layer in layers:  # forward search, against the one backward pass of edges()
+    for layer in layers:  # a search from each layer, to check the single pass of edges()
         frontier, seen = list(nodes[layer.node].users), set()
         while frontier:
             node = frontier.pop()
@@ -151,7 +151,7 @@ def test_distilled_and_register_tokens_are_counted() -> None:
 
 
 class _Branching(nn.Module):
-    """Control flow on values: fx cannot trace it."""
+    """Control flow that depends on values, which fx cannot trace."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.sum() > 0 else x.transpose(1, 3).transpose(1, 3)

@@ -1,4 +1,7 @@
-"""Receptive fields against gradients: with positive weights and no cancellation, the pixels whose gradient is not 0."""
+"""Compare receptive fields with gradients.
+
+With positive weights nothing cancels, so the field is the pixels whose gradient is not 0.
+"""
 
 import copy
 import re
@@ -41,7 +44,7 @@ class _Odd(nn.Module):
 
 
 def _averaging(network: nn.Module) -> nn.Module:
-    """A copy in float64 whose every weight is a positive average: small inputs meet neither a clip nor a zero."""
+    """Return a float64 copy whose weights are positive averages, so that small inputs meet no clip and no zero."""
     network = copy.deepcopy(network).double().eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -49,14 +52,14 @@ def _averaging(network: nn.Module) -> nn.Module:
             if module.bias is not None:
                 module.bias.zero_()
     for path, module in list(network.named_modules()):
-        if isinstance(module, nn.MaxPool2d):  # its gradient shows the one pixel that won, not those it looked at
+        if isinstance(module, nn.MaxPool2d):  # its gradient shows only the pixel of the maximum, not all that it reads
             average = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
             network.set_submodule(path, average)
     return network
 
 
 def _support(module: nn.Module, shape: Sequence[int], at: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First and last row, first and last column with a gradient."""
+    """Return the first and last row and the first and last column whose gradient is not 0."""
     x = torch.full(tuple(shape), 1e-3, dtype=torch.float64, requires_grad=True)
     y = module(x)
     (gradient,) = torch.autograd.grad(y[0, :, at[0], at[1]].sum(), x)
@@ -93,7 +96,7 @@ def _compare(network: nn.Module, family: str, size: int, layers: Callable[[Layer
 
 
 def test_every_kind_of_window() -> None:
-    # the upsampled sum covers a few pixels more at some phases of its grid: exact until there
+    # At some phases of its grid, an upsampled field covers a few pixels too many. Fields before it are exact.
     exact = {"stem", "dilated", "small", "cat", "pool", "asymmetric"}
     assert _compare(_Odd(), "python", 61, lambda layer: layer.name in exact) == 12
     rest = {"up", "nearest", "bilinear", "add", "add_1", "permute", "head"}

@@ -1,4 +1,4 @@
-"""A network in two halves gives what the whole gives, and is cut only where one tensor is handed on."""
+"""A split network gives the same results as the whole, and is split only where a single tensor crosses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.scan.measurer import Measurer
 
 
 class _Network(nn.Module):
-    """Maps of 16, then of 4 values a channel. `shortcut`: the picture is needed after all of them."""
+    """Maps of 16 x 16, then of 4 x 4. `shortcut`: the picture is used again after all of them."""
 
     def __init__(self, shortcut: bool = False) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Flat(nn.Module):
 
 
 class _Transposed(nn.Module):
-    """Its pictures lie along the second axis where its maps are small."""
+    """The batch is the second axis of its small maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.max_pool2d(F.relu(x), 4).transpose(0, 1)
@@ -76,7 +76,10 @@ def test_cut_where_pictures_lie_along_the_first_axis() -> None:
 @pytest.mark.parametrize("source", ["torchvision:googlenet", "torchvision:resnet18", "timm:tf_efficientnet_lite0"])
 @pytest.mark.parametrize("layers", ["blocks", "all"])
 def test_measured_in_pieces(source: str, layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in one piece: a batch that does not divide by the piece, the last picture alone in its own."""
+    """Measuring in pieces equals measuring in one.
+
+    The batch is no multiple of STEM_BATCH: the last picture is a piece of its own.
+    """
     model = open_model(source, "random:0")
     in_pieces = Measurer(model, layers)
     monkeypatch.setattr(graph, "halves", lambda *_: None)

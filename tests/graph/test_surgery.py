@@ -1,4 +1,4 @@
-"""Folding, taps, truncation and unclipping against forward hooks, float64 and the definitions."""
+"""Check folding, taps, truncation and unclipping against forward hooks, float64 and the definitions."""
 
 import copy
 import weakref
@@ -19,7 +19,7 @@ from store.errors import UsageError
 
 @cache
 def network(name: str) -> nn.Module:
-    """With norms that do something: random statistics, scales and shifts."""
+    """Return a network whose norms have random statistics, scales and shifts, so that they change values."""
     torch.manual_seed(0)
     if name.startswith("timm:"):
         net = timm.create_model(name.removeprefix("timm:"), pretrained=False)
@@ -56,7 +56,7 @@ def test_folded_network_is_as_near_to_float64_as_the_network_is(name: str) -> No
     found = graph(name)
     layers = found.layers()
     folded = fold_norms(found.module, {layer.node for layer in layers})
-    x = torch.randn(2, 3, 32, 32)  # convolutions by channel are slow in float64
+    x = torch.randn(2, 3, 32, 32)  # small, because depthwise convolutions are slow in float64
     exact, _ = _tapped(
         build(copy.deepcopy(network(name)).double(), name.split(":")[0], (1, 3, 64, 64)).module, layers, x.double()
     )
@@ -118,7 +118,7 @@ class _Standardised(nn.Conv2d):
 
 
 class _Unfoldable(nn.Module):
-    """A convolution called twice, one whose output is used besides, one that changes its weight, one shared norm."""
+    """A convolution called twice, one whose output has two users, one that changes its weight, and a shared norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def test_truncated_is_differentiable_and_short(fold: bool) -> None:
 
 
 def test_several_layers_come_in_order_and_untouched_by_what_is_in_place() -> None:
-    """resnet50's ReLUs overwrite the norms before them."""
+    """The ReLUs of resnet50 overwrite the outputs of the norms before them."""
     found = graph("resnet50")
     names = ["layer1.1.relu", "layer1.0.bn1", "layer1.0.relu", "layer1.0.bn2"]
     layers = [found.layers([name])[0] for name in names]

@@ -1,4 +1,4 @@
-"""The fused reducer and torch's own reductions against numpy, in every memory layout a layer can have."""
+"""Compare the fused reducer and the torch reducer with numpy, in every memory layout that a layer can have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REDUCERS = [reduce_numba, reduce_torch]
 
 
 def _layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Views [n, C, H, W] of the same values in other memory."""
+    """Return views [n, C, H, W] of the same values in different memory layouts."""
     n, c, h, w = x.shape
     tokens = torch.cat([torch.full((n, 2, c), 99.0), x.flatten(2).transpose(1, 2)], 1)  # two prefix tokens
     return {
@@ -47,7 +47,7 @@ def test_against_numpy(reduce: batch_statistics.Reducer, shape: tuple[int, ...])
         assert (out.argmin[units] == flat.argmin(2)).all(), name
         assert (out.active[units] == (flat > 0).sum(2)).all(), name
         exact = flat.astype(np.float64)
-        deviations = exact - exact[:, :, :1]  # eight at a time are added in float32
+        deviations = exact - exact[:, :, :1]  # groups of eight are added in float32
         error = 4 * 2.0**-24 * np.abs(deviations).sum(2) + 1e-12
         assert (np.abs(out.sum[units] - exact.sum(2)) <= error).all(), name
         error = 5 * 2.0**-24 * np.square(deviations).sum(2) + 2 * np.abs(exact[:, :, 0]) * error + 1e-12

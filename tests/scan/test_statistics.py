@@ -1,4 +1,4 @@
-"""Codes, sketches, moments, orders, tails, AUC and correlations against brute force and scikit-learn."""
+"""Compare codes, sketches, moments, orders, tails, AUC and correlations with brute force and scikit-learn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_few_values_have_a_code_each(values: np.ndarray) -> None:
 
 
 def _boundaries(column: np.ndarray, signed: bool, resolution: codes.Resolution) -> list[float]:
-    """The definition, value by value: where codes begin, for a unit with more than 255 distinct values."""
+    """Return where codes begin, by the definition, value by value; for a unit with more than 255 distinct values."""
     n, kept = len(column), sorted(v for v in column.tolist() if signed or v > 0)
     falling = sorted(column.tolist(), reverse=True)
     found = set()
@@ -77,7 +77,7 @@ def test_codes_of_many_values_are_the_definition(signed: bool, resolution: codes
 @settings(max_examples=30, deadline=None)
 @given(st.integers(300, 3000), st.integers(0, 2**32 - 1), st.booleans())
 def test_a_code_is_a_narrow_share_of_the_images(n: int, seed: int, signed: bool) -> None:
-    """In the upper half no code spans more than a sixth of an octave of the tail probability, but for ties."""
+    """In the upper half, no code spans more than a sixth of an octave of the tail probability, except for ties."""
     column = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
     column = column if signed else np.abs(column)
     coded = codes.encode(column[:, None], codes.edges(column[:, None], signed))[:, 0]
@@ -104,7 +104,7 @@ def test_codes_rise_with_values_and_count_exactly(values: np.ndarray, signed: bo
 
 
 def test_a_zero_shares_its_code_with_nothing() -> None:
-    """Of a layer that is never negative: what is decoded to zero was zero."""
+    """In a layer that is never negative, a code decodes to zero only if the value was zero."""
     random = np.random.default_rng(0)
     values = np.maximum(random.standard_normal((5000, 1)), 0).astype(np.float32)
     coded = codes.encode(values, codes.edges(values, signed=False))
@@ -123,7 +123,7 @@ def test_a_new_picture_counts_itself() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 70_001), (33, 1000), (7, 11), (1, 1)])
 def test_huffman_chunks_read_back_and_damage_is_noticed(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """Chunks that we deflate and sum ourselves are what HDF5's own filters expect."""
+    """HDF5's own filters can read the chunks that we compress and checksum ourselves."""
     random = np.random.default_rng(0)
     data = np.minimum(random.geometric(0.1, shape) - 1, 255).astype(np.uint8) * (random.random(shape) < 0.4)
     path = tmp_path / "codes.h5"
@@ -181,7 +181,7 @@ def test_variance_without_cancellation() -> None:
     total, square = _sums(values), _sums(values**2)
     mean, variance = moments.mean_and_variance(total, square, 1000)
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(variance, values.var(0), rtol=1e-3)  # squares were rounded before they were added
+    np.testing.assert_allclose(variance, values.var(0), rtol=1e-3)  # the squares were rounded before they were added
     constant = np.full((10, 3), 0.1)
     total, square = Pair(constant.sum(0), np.zeros(3)), Pair((constant**2).sum(0), np.zeros(3))
     assert (moments.mean_and_variance(total, square, 10)[1] < 1e-16).all()
@@ -258,7 +258,7 @@ def test_correlations_equal_numpy() -> None:
 @settings(max_examples=40, deadline=None)
 @given(_columns(SIGNED), st.booleans())
 def test_a_block_is_coded_as_the_store_codes_one_value(values: np.ndarray, signed: bool) -> None:
-    values = np.repeat(values, 17, axis=1)  # more channels than are coded together
+    values = np.repeat(values, 17, axis=1)  # more channels than are encoded at a time
     edge = codes.edges(values if signed else np.abs(values), signed)
     coded, counts, means = coding.encode(values, edge)
     expected = codes.encode(values, edge)
