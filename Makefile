@@ -20,9 +20,10 @@ test: $(STAMP)
 
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
 # Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.
+# Warnings are no errors here: old releases warn about each other.
 OLDEST ?= tests/compat tests/graph tests/models tests/data tests/scan tests/store tests/query
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile $(OLDEST)
+	.venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile -W default $(OLDEST)
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
