@@ -28,7 +28,7 @@ class Renderer:
     """What all pictures of some layers share: the prepared network and the settings.
 
     `input` is the size at which the network runs. It is "model" instead of the setting "canvas" if the network cannot
-    run at every size that the canvas can get.
+    run at every size that the transforms can give the canvas.
     """
 
     def __init__(self, model: Model, layers: Layer | Sequence[Layer], settings: Settings):

@@ -1,4 +1,4 @@
-"""The page on feature visualization: its blocks run, and it shows the pictures that they make."""
+"""The page on feature visualization: its code blocks run, and it shows the pictures that they make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN = re.findall(r"\]\((pictures/[^)]+)\)", TEXT)
 
 
 def _quick(code: str) -> str:
-    """The same with fewer steps on smaller canvases."""
+    """Return the same code with fewer steps and smaller canvases."""
     code = re.sub(r"steps=\d+", "steps=2, size=32", re.sub(r"--steps \d+", "", code)).replace(", cell=64", "")
     code = re.sub(r"size=32\)\nImage", "cell=16)\nImage", code)
     code = re.sub(r"--size (\S+)", "--size 32", code)

@@ -1,4 +1,4 @@
-"""Models of other kinds end without special options; many renders leave nothing behind."""
+"""Other kinds of model are rendered without special options, and many renders leave nothing behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from store.errors import UsageError
 
 
 def test_a_vision_transformer_ends_at_its_own_size() -> None:
-    """Random weights of torchvision's vit_b_16, whose position table allows 224 px alone."""
+    """torchvision's vit_b_16 has random weights here. Its position table only allows 224 pixels."""
     model = open_model("torchvision:vit_b_16", "random:0")
     for name in ("encoder.layers.encoder_layer_0.mlp.1", "encoder.layers.encoder_layer_0.add_1"):
         before, after = (render(model, f"{name}:5", size=96, steps=n, progress=False) for n in (0, 3))
@@ -30,7 +30,7 @@ def test_a_vision_transformer_ends_at_its_own_size() -> None:
 
 
 class Digits(nn.Module):
-    """A network of one channel at 28 px, small enough to be trained in a test."""
+    """A network that takes one channel at 28 pixels and is small enough to be trained in a test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Digits(nn.Module):
 
 
 def digits() -> tuple[nn.Module, dict[str, object]]:
-    """A `python:` factory: trained on scikit-learn's digits, enlarged to 28 px."""
+    """A `python:` factory that trains on scikit-learn's digits, enlarged to 28 pixels."""
     torch.manual_seed(0)
     x, y = load_digits(return_X_y=True)
     pictures = nn.functional.interpolate(torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, (28, 28))
@@ -71,7 +71,7 @@ def test_a_network_of_one_channel_draws_digits_that_it_recognizes(monkeypatch: p
 
 
 class Bands(nn.Module):
-    """Five channels in, as of a satellite."""
+    """A network that takes five channels, like a satellite's pictures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_half_precision_finds_the_same_and_pictures_stay_float32(precision: str,
 
 
 def test_two_hundred_renders_leave_no_hook_and_no_memory() -> None:
-    """Each render makes its own copy of the network: counted are those alive, tensors, and the sources fx keeps."""
+    """Each render copies the network. Count the copies and tensors that are still alive and the sources fx keeps."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3))
     network.eval().requires_grad_(False)
     plain = Preprocess(24, 24, 24, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -157,7 +157,7 @@ def test_two_hundred_renders_leave_no_hook_and_no_memory() -> None:
 
 
 def test_what_is_given_to_the_notebook_can_be_resized(small_model: Model) -> None:
-    """The canvas may have another shape than the network's input."""
+    """The shape of the canvas may differ from that of the network's input."""
     wide = replace(small_model, preprocess=replace(small_model.preprocess, width=96))
     done = render(wide, "blocks.1.1.add:5", size=(32, 48), steps=2, input="model", progress=False)
     assert done.images.shape == (1, 32, 48, 3)

@@ -1,4 +1,4 @@
-"""Objectives as text, and the command that takes them."""
+"""Objectives as text, and the command `render` that takes them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_config_and_the_command_know_all_there_is() -> None:
     assert CHOICES["visualize", "color"] == parameterizations.COLORS
     assert CHOICES["visualize", "kinds"] == KINDS
     text = CliRunner().invoke(unitscope.cli, ["render", "--help"]).output
-    for name in set(FUNCTIONS) - {"channel", "dot_compare"}:  # what LAYER:CHANNEL and --picture do
+    for name in set(FUNCTIONS) - {"channel", "dot_compare"}:  # these two are LAYER:CHANNEL and --picture
         assert name in text, name
 
 

@@ -1,4 +1,4 @@
-"""Every objective: its value and gradient against numpy, lucent or finite differences, and that ascent raises it."""
+"""Every objective agrees with numpy, lucent or finite differences in value and gradient, and ascent raises it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _activations(channels: int = 5) -> Activations:
-    """Fixed, in double precision so that differences can be taken."""
+    """Return fixed activations, in double precision for the sake of difference quotients."""
     layers = {
         "l": _drawn(4, channels, 6, 7).double().requires_grad_(),
         "m": _drawn(4, 3, 5, 5, seed=1).double().requires_grad_(),
@@ -46,14 +46,14 @@ Formula = Callable[[Arrays], NDArray[np.float64]]
 
 
 def _powered(x: NDArray[np.float64], v: NDArray[np.floating], power: float) -> NDArray[np.float64]:
-    """Along axis 1."""
+    """Multiply the dot product along axis 1 by a power of the cosine, which counts as at least 0.1."""
     dot = (x * v).sum(1)
     cosine = dot / ((1e-4 + np.sqrt((x**2).sum(1))) * (1e-4 + np.sqrt((v**2).sum(1))))
     return np.asarray(dot * np.maximum(cosine, 0.1) ** power)
 
 
 def _box(x: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The mean of the neighbours that exist, those of the outer ring at half weight, place by place."""
+    """Take the mean of the neighbours that exist, one position at a time. The outer ring of the box has half weight."""
     reach, result = width // 2, np.zeros_like(x)
     for y, x_ in np.ndindex(x.shape[2:]):
         total, weights = np.zeros(x.shape[:2]), 0.0
@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Objective, Formula]] = {
             np.einsum("nchw,c->nhw", a["l"], VECTOR) / np.sqrt((a["l"] ** 2).sum(1)) / np.sqrt((VECTOR**2).sum())
         ).mean((1, 2)),
     ),
-    "tensor_direction": (  # the tensor is lower and wider than the map: the overlap about both centres
+    "tensor_direction": (  # the tensor is lower and wider than the map, so only the overlap counts
         objectives.tensor_direction("l", BLOCK),
         lambda a: (a["l"][:, :, 1:5] * BLOCK[None, :, :, 1:8]).sum(1).mean((1, 2)),
     ),
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[Objective, Formula]] = {
     ),
     "factors": (1 - objectives.channel("l", 1) * [1, -1, 2, 0], lambda a: 1 - a["l"][:, 1].mean((1, 2)) * SIGNS),
 }  # fmt: skip
-DETACHED = ("blur_input_each_step", "blur_alpha_each_step")  # what a difference quotient cannot see
+DETACHED = ("blur_input_each_step", "blur_alpha_each_step")  # difference quotients do not see what is held fixed
 
 
 def _arrays(T: Activations) -> Arrays:
@@ -192,7 +192,7 @@ def test_value_is_the_formulas(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DETACHED])
 def test_gradient_is_the_formulas_difference_quotient(name: str) -> None:
-    """Along a random direction through all that the objective reads, one picture's number at a time."""
+    """The difference is taken along a random direction in everything that the objective reads, for each picture."""
     objective, formula = CASES[name]
     activations = _activations()
     arrays = _arrays(activations)
@@ -269,8 +269,10 @@ SAME: dict[str, tuple[Objective, Callable[[Any], Any], Callable[[Tensor], Tensor
 
 @pytest.mark.parametrize("name", SAME)
 def test_value_and_gradient_are_lucents(name: str, lucent: Any) -> None:
-    """lucent's objectives are losses: their negative is ours. (Its diversity is a loss that makes pictures alike, for
-    which its users subtract it, as Lucid's and ours.)"""
+    """lucent's objectives are losses, so ours are their negatives.
+
+    lucent's diversity is a loss that makes pictures alike, so its users subtract it, as they do with Lucid's and ours.
+    """
     ours, theirs, total = SAME[name]
     found: list[Tensor] = []
     gradients: list[tuple[Tensor, ...]] = []
@@ -332,8 +334,8 @@ def test_alpha_is_asked_for() -> None:
         objectives.blur_alpha_each_step()(Activations({INPUT: torch.rand(1, 3, 8, 8)}))
 
 
-GENTLE = {"learning_rate": 0.002}  # a random start is within a hundredth of what most penalties ask for
-# What a few steps raise on the real network, the penalties as penalties; what is special about each.
+GENTLE = {"learning_rate": 0.002}  # a random start is already close to what most penalties ask for
+# Objectives that a few steps raise on the real network, with penalties subtracted, and the settings that each needs.
 RAISED: dict[str, tuple[Callable[[], Objective], dict[str, Any]]] = {
     "string": (lambda: objectives.as_objective(f"{LAYER}:3"), {}),
     "channel": (lambda: objectives.channel(LAYER, [3, 5]), {}),

@@ -1,4 +1,4 @@
-"""Parameterizations: the picture they make, their start, independence of place, and that ascent works through each."""
+"""Parameterizations: their pictures and starts, independence of the place in the batch, and ascent through each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _starts(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def _move(image: Parameterization, sd: float) -> None:
-    """Away from the start, which hides what a picture is made of."""
+    """Move the parameters away from the start, which is too close to grey to show what a picture is made of."""
     generator = torch.Generator().manual_seed(5)
     for parameter in image.parameters:
         parameter.data.normal_(std=sd, generator=generator)
@@ -53,7 +53,7 @@ def _colored(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _sum_of_waves(parameters: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Each coefficient as a wave over the picture; a column that is not its own mirror image counts twice."""
+    """Add a wave over the picture for each coefficient. A column that is not its own mirror image counts twice."""
     n, channels = parameters.shape[:2]
     y, x = np.mgrid[:height, :width]
     picture = np.zeros((n, channels, height, width))
@@ -96,7 +96,7 @@ def test_a_laplacian_pyramid_is_a_sum_of_enlarged_pictures() -> None:
     for level, x in enumerate(image.parameters):
         h, w = 16 >> level, 24 >> level
         assert x.shape == (1, 1, h, w)
-        rows, columns = np.linspace(0, h - 1, 16), np.linspace(0, w - 1, 24)  # corners on corners
+        rows, columns = np.linspace(0, h - 1, 16), np.linspace(0, w - 1, 24)  # with aligned corners
         across = np.stack([np.interp(columns, np.arange(w), row) for row in x[0, 0].detach().numpy()])
         total += np.stack([np.interp(rows, np.arange(h), column) for column in across.T]).T
     np.testing.assert_allclose(image().detach().numpy()[0, 0], _sigmoid(total), atol=1e-5)
@@ -104,7 +104,7 @@ def test_a_laplacian_pyramid_is_a_sum_of_enlarged_pictures() -> None:
 
 def test_shared_layers_are_common_to_a_group_or_blended_in_it() -> None:
     image = Shared(_starts(range(6)), (3, 32, 32), "plain", group=3)
-    image.parameters[0].data.zero_()  # the pictures' own waves
+    image.parameters[0].data.zero_()  # the waves of each picture alone
     blended = [i for i, (pictures, _) in enumerate(SHARED) if pictures == 2]
     for i in blended:
         image.parameters[1 + i].data.zero_()
@@ -139,7 +139,7 @@ def test_maco_changes_phases_and_never_magnitudes() -> None:
     _move(image, 2.0)
     after = image.unbounded().detach()
     assert not torch.allclose(before, after, atol=0.1)
-    inner = (slice(None), slice(None), slice(1, 16), slice(1, 24))  # a free phase: not on the mirrors' axes
+    inner = (slice(None), slice(None), slice(1, 16), slice(1, 24))  # where phases are free: not on the axes of symmetry
     for x in (before, after):
         np.testing.assert_allclose(x.mean((1, 2, 3)), 0, atol=1e-4)
         np.testing.assert_allclose(x.std((1, 2, 3)), 1, rtol=1e-3)
@@ -148,7 +148,7 @@ def test_maco_changes_phases_and_never_magnitudes() -> None:
 
 
 def _decay(magnitude: torch.Tensor) -> float:
-    """How fast a plane's magnitude falls with the frequency: the slope between octaves, in logarithms."""
+    """Return how fast the magnitude falls with the frequency: minus the slope of the logarithms over octaves."""
     rows, columns = np.fft.fftfreq(magnitude.shape[0]), np.fft.rfftfreq(magnitude.shape[0])
     f = np.hypot(rows[:, None], columns[None])
     octaves = [(f > low) & (f <= 2 * low) for low in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)]
@@ -157,7 +157,7 @@ def _decay(magnitude: torch.Tensor) -> float:
 
 
 def test_the_fixed_magnitudes_are_those_of_photographs() -> None:
-    """The constants were fitted to 500 ImageNet photographs: others have a spectrum like it, and noise has not."""
+    """The constants, fitted to 500 ImageNet photographs, resemble the spectrum of other photographs; noise does not."""
     pictures = [x[:224, :224] for x in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())]
     found = spectrum(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255)
     noise = spectrum(torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
@@ -201,7 +201,7 @@ def test_a_start_has_the_stated_deviation_and_is_near_grey(name: str) -> None:
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.parametrize("size", [61, 64])
 def test_pictures_and_gradients_do_not_depend_on_place_in_the_batch(name: str, size: int) -> None:
-    """61: nothing is a multiple of a vector register, so remainders fall in the middle of pictures."""
+    """At size 61 nothing is a multiple of a vector register, so remainders fall in the middle of pictures."""
     seeds = list(range(8))
     one, other = (PARAMETERIZATIONS[name](_starts(s), (3, size, size)) for s in (seeds, seeds[::-1]))
     for image in (one, other):
@@ -271,8 +271,10 @@ def test_a_cppn_is_lucents(lucent: Any) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_a_few_steps_raise_a_channel_on_a_real_network(name: str, small_model: Model) -> None:
-    """How far an ascent gets in a few steps depends on rounding, which differs between processors; that it rises does
-    not."""
+    """How far an ascent gets in a few steps depends on rounding, which differs between processors.
+
+    That it rises does not depend on it.
+    """
     rises = []
     for special in ({}, {"alpha": True}, {"color": "grayscale"}):
         both = [

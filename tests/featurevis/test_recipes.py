@@ -1,4 +1,4 @@
-"""Recipes do what their names say, on the real network at a small input size."""
+"""The recipes do what their names say on the real network at a small input size."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_direction_of_two_channels_raises_both(small_model: Model) -> None:
 
 
 def test_a_grids_cells_are_what_the_layer_has_there(small_model: Model) -> None:
-    """Each cell points as its part of the picture does, better than as the other parts do."""
+    """The activations of a cell point more in the direction of its own part of the picture than of other parts."""
     picture = data.astronaut()
     found = activation_grid(small_model, LAYER, picture, grid=2, cell=48, batch=3, **QUICK)
     assert found.image.shape == (96, 96, 3)

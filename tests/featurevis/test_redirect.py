@@ -1,4 +1,4 @@
-"""Redirected gradients: the formula, and networks in which a unit starts silent."""
+"""Redirected gradients: the formula, and networks in which a unit is silent at the start."""
 
 import copy
 import math
@@ -27,8 +27,8 @@ def _by_the_rule(x: float, grad: float, high: float, alive: bool) -> float:
 def test_gradient_follows_lucids_rule_element_by_element(high: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 4, 3, 3, generator=generator) * 6
-    x[2:4] = -x[2:4].abs() - 0.1  # wholly below
-    x[4:] = torch.where(x[4:] > 0, x[4:] + 7, x[4:])  # wholly outside of 0..6
+    x[2:4] = -x[2:4].abs() - 0.1  # all below zero
+    x[4:] = torch.where(x[4:] > 0, x[4:] + 7, x[4:])  # all outside of 0..6
     grad = torch.randn(x.shape, generator=generator)
     x.requires_grad_()
     redirected_relu(x, high).backward(grad)
@@ -45,7 +45,7 @@ def test_gradient_follows_lucids_rule_element_by_element(high: float | None) -> 
 
 
 class _Assorted(nn.Module):
-    """ReLUs in every spelling; the activation in place changes what the sum after it reads."""
+    """ReLUs in every spelling. The in-place activation changes what the sum after it reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_forward_is_unchanged_bit_for_bit_and_so_is_the_module() -> None:
 
 
 class _Silent(nn.Module):
-    """Two layers, the first silent everywhere on any picture near grey."""
+    """Two layers, of which the first is silent everywhere on any picture close to grey."""
 
     def __init__(self, first: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rendering on a real network: the objective moves, bits do not depend on company, the network is left alone."""
+"""Rendering on a real network: the objective rises, other pictures change no bit, and the network is unchanged."""
 
 import copy
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def _layer(model: Model, name: str) -> Layer:
 
 
 def _values(model: Model, name: str, pictures: Sequence[Picture], steps: int, kind: str = "channel") -> Rendering:
-    moves = "none" if kind == "neuron" else "default"  # a position is another one after a pixel's shift
+    moves = "none" if kind == "neuron" else "default"  # a shift by one pixel makes it another position
     settings = Settings(size=64, steps=steps, batch=len(pictures), transforms=moves)
     return Renderer(model, _layer(model, name), settings).render(pictures, kind)
 
@@ -60,7 +60,7 @@ def test_pixels_and_the_models_own_size_raise_it_too(model: Model) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_picture_is_the_same_in_any_company_and_place(model: Model, name: str) -> None:
-    """Also at a size where nothing is a multiple of a vector register."""
+    """This also holds at a size where nothing is a multiple of a vector register."""
     settings = Settings(size=45, steps=4, batch=4)
     renderer = Renderer(model, _layer(model, name), settings)
     pictures = [Picture(3), Picture(5, "negative"), Picture(3, repeat=1), Picture(7)]
@@ -77,7 +77,7 @@ def test_a_picture_is_the_same_in_any_company_and_place(model: Model, name: str)
         assert np.array_equal(other.images[mine], full.images[its])
         assert np.array_equal(other.values[mine], full.values[its])
     assert np.array_equal(pair.images[1], full.images[1])
-    assert len({picture.tobytes() for picture in full.images}) == 4  # repeat and direction give other pictures
+    assert len({picture.tobytes() for picture in full.images}) == 4  # another repeat or direction gives another picture
 
 
 def test_units_are_rendered_in_order_over_batches(model: Model) -> None:
@@ -107,7 +107,7 @@ def test_a_notebook_gets_the_picture_that_the_stage_gets(model: Model, capsys: p
 
 
 def test_values_are_the_networks_own_on_the_stored_picture(model: Model) -> None:
-    """By the network itself, unfolded, whole, at its input size."""
+    """The expected values come from the whole network, without folding, at its input size."""
     renderer = Renderer(model, _layer(model, "classifier"), SMALL)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in renderer.network.plain.modules())
     done = renderer.render([Picture(1), Picture(5)])
@@ -142,7 +142,7 @@ def test_the_network_is_left_as_it_was(model: Model) -> None:
 
 
 class _Patches(nn.Module):
-    """Patches of 8 pixels with a table of positions, as in a ViT: the input size is fixed after `embed`."""
+    """Patches of 8 pixels with a table of positions, as in a ViT, so the input size is fixed after `embed`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

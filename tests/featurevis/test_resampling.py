@@ -1,4 +1,4 @@
-"""Sampling a batch by one affine map against torch's grid_sample, and its gradient."""
+"""Sampling a batch under one affine map, and its gradient, agree with torch's grid_sample."""
 
 from __future__ import annotations
 

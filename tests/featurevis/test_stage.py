@@ -1,4 +1,4 @@
-"""The stage's kinds on real weights and photographs: what is written, how it is judged, that splitting is unseen."""
+"""The kinds of the visualize stage, on real weights and photographs: pictures, values, and independence of shards."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame) -> None:
 
 
 def test_values_are_the_networks_own_on_the_stored_picture(job: Job, table: pd.DataFrame) -> None:
-    """At the model's input size, by the network itself, whole and unfolded, through hooks."""
+    """The expected values come from hooks on the whole network, without folding, at the model's input size."""
     seen: dict[str, torch.Tensor] = {}
     network = job.spec.model.network
     handles = [
@@ -138,7 +138,7 @@ def test_the_stages_pictures_are_the_notebooks(job: Job, table: pd.DataFrame) ->
 
 
 def test_diverse_pictures_differ_more_than_repeats(job: Job) -> None:
-    """By the style of the layer itself, which is what they are told to differ in."""
+    """They are compared by their style in the layer, which is what they are optimized to differ in."""
     (layer,) = (layer for layer in job.spec.layers if layer.name == "blocks.2.1.bn1")
     grams = []
     for kind, repeats in (("channel", 4), ("diversity", 1)):
@@ -156,7 +156,7 @@ def test_diverse_pictures_differ_more_than_repeats(job: Job) -> None:
 
 
 def test_how_pictures_are_split_is_not_seen_in_them(job: Job, table: pd.DataFrame, tmp_path: Path) -> None:
-    """A shard for each picture (a setting, so another run): the same pictures and numbers."""
+    """One shard per picture (which is a setting, so it makes another run) gives the same pictures and numbers."""
     other = Job(_config(shard_size=1, layers=["blocks.2.1.bn1"]), tmp_path / "store", progress=False)
     driver.run(other)
     found = pd.read_parquet(other.root / layout.table(other.run, "visualizations"))

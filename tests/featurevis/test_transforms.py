@@ -1,4 +1,4 @@
-"""Transforms, each alone, and the chain that is the default."""
+"""Each transform by itself, and the default chain."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_right_angle_is_numpys(shape: tuple[int, int]) -> None:
 
 def test_a_point_turns_about_the_centre_of_an_oblong_picture() -> None:
     x = torch.zeros(1, 1, 41, 61)
-    x[0, 0, 20, 45] = 1.0  # 15 right of the centre
+    x[0, 0, 20, 45] = 1.0  # 15 pixels right of the centre
     y = RandomRotate((10,))(x, _rng())[0, 0]
     rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(61.0), indexing="ij")
     place = (float((y * rows).sum() / y.sum()), float((y * columns).sum() / y.sum()))
@@ -148,7 +148,7 @@ def test_what_is_opaque_is_itself_and_what_is_not_is_natural_noise(channels: int
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_scaling_and_turning_at_once_is_both_in_turn(factor: float) -> None:
-    """On a smooth picture, which a second interpolation does not blur, away from the corners."""
+    """The picture is smooth, so a second interpolation does not blur it. Its corners are left out."""
     rows, columns = torch.meshgrid(torch.arange(50.0), torch.arange(70.0), indexing="ij")
     x = torch.stack([(rows / 9).sin(), columns / 70, ((rows - columns) / 11).cos()])[None]
     for angle in (-10, 0, 8):
@@ -160,7 +160,10 @@ def test_scaling_and_turning_at_once_is_both_in_turn(factor: float) -> None:
 
 @pytest.mark.parametrize("angle", [-10, 7, 10])
 def test_padding_and_turning_are_lucents(angle: int) -> None:
-    """(Its scaling keeps corners on corners and pads, and its jitter shifts in black: neither is Lucid's.)"""
+    """lucent's scaling and jitter are not compared, because they differ from Lucid's.
+
+    The scaling aligns corners and pads, and the jitter shifts in black.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lucent = importlib.import_module("lucent.optvis.transform")

@@ -1,7 +1,7 @@
 """Objectives as text, in Lucid's notation: `blocks.2.1.bn1:3 - 0.001 * total_variation()`.
 
-`read` understands the store's column `objective`, and the text of an objective unless it was made with `batch`, a
-vector or a picture. A text names vectors and pictures as files.
+`read` understands the store's column `objective` and most texts of objectives, but not those that were made with
+`batch`, a vector or a picture. For `read`, vectors and pictures are the names of files.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class CPPN(Parameterization):
             if layer < LAYERS - 1:
                 x = torch.atan(x)
                 x = torch.cat([x / 0.67, x * x / 0.6])
-        if (
-            x.requires_grad
-        ):  # copy the gradient: a part of a batch's may be misaligned, and products of it round otherwise
+        if x.requires_grad:
+            # The gradient is part of the whole batch's and may be misaligned in memory, which changes how products
+            # round, so copy it.
             x.register_hook(torch.clone)
         return x.unflatten(1, (self.height, self.width))
