@@ -30,7 +30,7 @@ def state_versions(state: object) -> Any:
 
 
 def set_state_versions(state: object, versions: Any) -> None:
-    """Keep module versions, unless None, with a state dict. Some networks (mnasnet) require them."""
+    """Store module versions with a state dict, as some networks (mnasnet) require. Do nothing if they are None."""
     if versions is not None:
         setattr(state, _VERSIONS, versions)
 

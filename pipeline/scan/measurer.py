@@ -66,7 +66,7 @@ class Measurer:
 
     @timed("forward")
     def pictures(self, x: Tensor) -> BatchStatistics:
-        """Do the same for pictures [n, channels, H, W] on any device: float in 0..1, or uint8."""
+        """Do the same as `pixels` for pictures [n, channels, H, W] on any device: float in 0..1, or uint8."""
         buffers = self._current.out = empty(len(x), int(self.units.offsets[-1]), self.device)
         with torch.inference_mode():
             logits = self._tapped(self._in_pieces(self._pieces, x, buffers) if self._pieces else self.input(x))

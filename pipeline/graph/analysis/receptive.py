@@ -24,8 +24,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Field:
-    """The spans of both axes, height first; None if a position can depend on the whole picture or nothing is known.
+    """The receptive field of a node's positions.
 
+    `spans`: one per axis, height first; None if a position can depend on the whole picture, or if nothing is known.
     `gated`: values are also scaled by something with a wider field (a squeeze-excite gate, the statistics of a group
     norm), which `spans` leaves out.
     """
