@@ -66,29 +66,29 @@ def queued() -> list[Queued] | None:
     return [Queued(*line.split("|")[:5]) for line in answer.stdout.splitlines() if line.count("|") >= 4]
 
 
-def of_store(jobs: list[Submitted], found: list[Queued]) -> dict[str, list[Queued]]:
+def of_store(jobs: list[Submitted], whole_queue: list[Queued]) -> dict[str, list[Queued]]:
     """Return the queued jobs of a store, by step, in the order of submission. `jobs` are those submitted for it."""
     step_of = {job.job: job.step for job in jobs}
     steps: dict[str, list[Queued]] = {step: [] for step in step_of.values()}
-    for entry in found:
+    for entry in whole_queue:
         if entry.job in step_of:
             steps[step_of[entry.job]].append(entry)
     return {step: entries for step, entries in steps.items() if entries}
 
 
-def lines_of(root: Path, found: list[Queued] | None, silent: str) -> list[str]:
+def lines_of(root: Path, whole_queue: list[Queued] | None, silent: str) -> list[str]:
     """Return lines about the jobs of this store that Slurm still has, or none if no chain was submitted.
 
-    `found` is the whole queue, or None without Slurm. `silent` is the error if Slurm did not answer, else "".
+    `whole_queue` is None without Slurm. `silent` is the error if Slurm did not answer, else "".
     """
     jobs = submitted(root)
     if not jobs:
         return []
     if silent:
         return [f"slurm  {silent}"]
-    if found is None:
+    if whole_queue is None:
         return ["slurm  jobs were submitted for this store, but this machine has no squeue to ask about them"]
-    steps = of_store(jobs, found)
+    steps = of_store(jobs, whole_queue)
     chain = max(job.chain for job in jobs)
     if not steps:
         return [f"slurm  chain {chain}: nothing is queued; `unitscope slurm CONFIG` submits what is missing, if any"]

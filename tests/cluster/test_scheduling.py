@@ -53,8 +53,8 @@ class Recorded:
 class Scripted:
     """An engine that treats each task as the script, called with the task, says.
 
-    "well" commits the task and reports it. "lost" does neither. "silent" commits it but never reports it. "dies" reports
-    a dead worker, and "wrong" reports bad input.
+    "well" commits the task and reports it. "lost" does neither. "silent" commits it but never reports it. "dies"
+    reports a dead worker, and "wrong" reports bad input.
     """
 
     def __init__(self, job: Recorded, script: Callable[[Task], str], slots: int = 2) -> None:
