@@ -1,4 +1,4 @@
-"""Commands that look at a store without computing: verify, export."""
+"""Commands that read a store and compute nothing new: verify, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import click
 def verify(ctx: click.Context, store: str) -> None:
     """Read every file of STORE and compare it with what was committed.
 
-    Exit status 0: all is well, with a count. 1: every problem, a line each. 2: STORE is no store.
+    Exit status 0: every file is intact; their number is printed. 1: there are problems; each is printed on a line of
+    its own. 2: STORE is not a store.
 
     \b
     Example:
@@ -41,14 +42,14 @@ def verify(ctx: click.Context, store: str) -> None:
 
 @click.command()
 @click.argument("store")
-@click.option("--run", required=True, metavar="MODEL@DATASET", help="Which run.")
-@click.option("--to", required=True, metavar="DIR", help="A new folder, which becomes a store.")
-@click.option("--layers", multiple=True, metavar="GLOB", help="Only matching layers; may be repeated. All without.")
+@click.option("--run", required=True, metavar="MODEL@DATASET", help="The run to export.")
+@click.option("--to", required=True, metavar="DIR", help="A new or empty folder for the new store.")
+@click.option("--layers", multiple=True, metavar="GLOB", help="Layers to export; may be repeated. Default: all layers.")
 def export(store: str, run: str, to: str, layers: tuple[str, ...]) -> None:
-    """Write a smaller store: one run of STORE, or some of its layers, to hand to a colleague.
+    """Write a smaller store that holds one run of STORE, or some of its layers.
 
-    It holds everything about those layers: tables, the dense record, top examples with their pictures, feature
-    visualizations; and all images and classes of the dataset. `unitscope verify` and all questions work on it.
+    It holds everything about those layers: tables, the dense record, top examples with their pictures, and feature
+    visualizations. It lists all images and classes of the dataset. `unitscope verify` and all questions work on it.
 
     \b
     Examples:

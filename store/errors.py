@@ -1,30 +1,30 @@
-"""The one exception whose text is meant for a person, and the suggestions in its text."""
+"""The one exception whose text is meant for a person, and the suggestions that its text makes."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-_LISTED = 5  # known names that an error lists where none is near
+_LISTED = 5  # known names that an error lists if none is similar
 
 
 class UsageError(Exception):
-    """Bad usage or bad input: one line that says what was wrong, where, and what to do. The CLI exits with 2."""
+    """Bad usage or bad input. The text is one line: what was wrong, where, and what to do. The CLI exits with 2."""
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """Return "did you mean A, B or C?" for the known names nearest to `name`, or "" if none is near."""
+    """Return "did you mean A, B or C?" with the known names most similar to `name`, or "" if none is similar."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 3, cutoff=0.5)
     return f"did you mean {' or '.join(filter(None, [', '.join(near[:-1]), near[-1]]))}?" if near else ""
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
-    """Return the error for a name that is not known, with the nearest names, or the first of those there are."""
+    """Return the error for an unknown name. It suggests similar names, or else lists the first known ones."""
     texts = [str(k) for k in known]
     return UsageError(f"{what} {str(name)!r} is unknown: {did_you_mean(name, texts) or 'there are ' + listed(texts)}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
+    """Return the first few names as text, and how many more there are; "none" if there are no names."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more if names else "none"

@@ -1,4 +1,4 @@
-"""A smaller store of one run, valid by itself: some layers with all that is known about them, or the whole run."""
+"""Export: write a smaller store, valid by itself, with a whole run or with some of its layers and all their data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from store.hdf5 import Array
 from store.layer_globs import matching
 from store.publish import Publication, Record
 
-_ROWS = 4096  # images of the record copied at a time
+_ROWS = 4096  # rows (images) of the record that are copied at a time
 _BY_LAYER = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS, schema.VISUALIZATIONS)
 _WHOLE = (schema.MODELS, schema.RUNS, schema.REJECTED, schema.PREDICTIONS)
 
@@ -26,8 +26,11 @@ _WHOLE = (schema.MODELS, schema.RUNS, schema.REJECTED, schema.PREDICTIONS)
 def export(
     root: Path, run: str, to: Path, globs: Sequence[str] = (), advance: Callable[[str], None] = lambda path: None
 ) -> None:
-    """Writes a new store with one finished run, all of it or the layers that match. Raises UsageError where there is no
-    such run, it is not finished, nothing matches, or `to` exists."""
+    """Write a new store with one finished run: all of it, or the layers that match `globs`.
+
+    Raises UsageError if there is no such run, if the run is not folded yet, if a glob matches nothing, or if `to`
+    exists and is not an empty folder.
+    """
     publish.check_version(root)
     records = publish.records(root, run)
     if not records:
@@ -47,14 +50,14 @@ def export(
 
 
 def layers(root: Path, run: str, globs: Sequence[str]) -> list[str]:
-    """Names of the run's layers that match, in order; all without globs."""
+    """Return the names of the run's layers that match, in order of execution; all of them if there are no globs."""
     table = parquet.read(root / layout.table(run, "layers"), ["layer", "layer_index"]).sort_by("layer_index")
     names: list[str] = table["layer"].to_pylist()
     return matching(names, globs) if globs else names
 
 
 def _whole(root: Path, to: Path, records: Sequence[Record], advance: Callable[[str], None]) -> None:
-    """The same files under the same records; partials, which a finished run has no more, are only listed."""
+    """Copy all files under the same records. Partials are only listed: a finished run has removed them."""
     for record in records:
         partials = [file for file in record.files if layout.is_partial(file.path)]
         with Publication(to, record.run, record.stage, record.shard, record.fingerprint) as out:
@@ -70,7 +73,10 @@ def _copied(root: Path, out: Publication, relative: str) -> None:
 
 
 class _Part:
-    """Some layers of a run. Its fingerprint is its own: no run will go on with it as if it were whole."""
+    """The export of some layers of a run.
+
+    It gets its own fingerprint, so that no later run continues it as if it were whole.
+    """
 
     def __init__(
         self,
@@ -89,8 +95,8 @@ class _Part:
         table = parquet.read(root / layout.table(run, "layers"), ["layer", "layer_index", "channels"])
         table = table.sort_by("layer_index")
         stops = np.cumsum(table["channels"].to_numpy())
-        places = zip(table["layer"].to_pylist(), stops - table["channels"].to_numpy(), stops, strict=True)
-        self.columns = np.concatenate([np.arange(a, b) for name, a, b in places if name in set(names)])
+        spans = zip(table["layer"].to_pylist(), stops - table["channels"].to_numpy(), stops, strict=True)
+        self.columns = np.concatenate([np.arange(a, b) for name, a, b in spans if name in set(names)])
 
     def write(self) -> None:
         index = self._last("index")
@@ -113,7 +119,7 @@ class _Part:
         return Publication(self.to, self.run, stage, shard, self.fingerprint)
 
     def _last(self, stage: str) -> Record:
-        """The record of a stage that ends it, whose facts describe the whole."""
+        """Return the record of the shard that completes a stage; its facts describe the whole stage."""
         of_stage = {shard: record for (of, shard), record in sorted(self.records.items()) if of == stage}
         return of_stage.get("finish", list(of_stage.values())[-1])
 
@@ -142,14 +148,14 @@ class _Part:
         data = parquet.read(self.root / relative)
         kept = data.filter(self._kept(data[column]))
         plain = [pa.field(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in kept.schema]
-        parquet.write(out.path(relative), table, kept.cast(pa.schema(plain)))  # no dictionary with names that are gone
+        parquet.write(out.path(relative), table, kept.cast(pa.schema(plain)))  # drop names of other layers
         self.advance(relative)
 
     def _kept(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.is_in(column.cast(pa.string()), pa.array(self.names, pa.string()))
 
     def _edges(self, out: Publication) -> None:
-        """Edges between kept layers."""
+        """Write the edges whose two layers are both kept."""
         relative = layout.table(self.run, "edges")
         data = parquet.read(self.root / relative)
         both = pc.and_(self._kept(data["source"]), self._kept(data["target"]))
@@ -174,7 +180,7 @@ class _Part:
             hdf5.write(out.path(relative), {"max": Array(sample, (64, sample.shape[1]), "huffman")})
 
     def _layers_of(self, out: Publication, relative: str) -> None:
-        """A file that has a group a layer, or several deep."""
+        """Copy the kept layers of a file that has one group per layer, which may hold further groups."""
         arrays: dict[str, Array] = {}
         with hdf5.reading(self.root / relative) as file:
             for name in self.names:
@@ -197,7 +203,7 @@ class _Part:
         self.advance(relative)
 
     def _pictures(self) -> None:
-        """The kept pictures of these layers' top examples, their maps, and the feature visualizations."""
+        """Copy the stored pictures and maps of these layers' top examples, and their feature visualizations."""
         relative = layout.example_images(self.run)
         if self._has(relative):
             with self._publication("examples", "finish") as out:
@@ -214,9 +220,9 @@ class _Part:
                 out.commit()
 
     def _visualization_tables(self) -> list[str]:
-        one = layout.table(self.run, "visualizations")
-        many = [p for p in sorted(self.files) if p.startswith(f"runs/{self.run}/tables/visualizations/")]
-        return [one] if self._has(one) else many
+        single = layout.table(self.run, "visualizations")
+        several = [p for p in sorted(self.files) if p.startswith(f"runs/{self.run}/tables/visualizations/")]
+        return [single] if self._has(single) else several
 
     def _examples(self, out: Publication, relative: str) -> None:
         wanted = _example_ids(self.to / layout.table(self.run, "top_examples"))

@@ -1,4 +1,4 @@
-"""HDF5 as the store writes it: once, fixed shapes, checksums always, nothing that names another file."""
+"""HDF5 as the store uses it: files written once, fixed shapes, checksums on all data, no reference to another file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from store.errors import UsageError
 
 @dataclass(frozen=True)
 class Array:
-    """One dataset to write. `compression`: None, "gzip" (level 1) or, for bytes that follow no pattern, "huffman": what
-    the same gzip filter reads, without the search for repetitions, in a third less space and half the time."""
+    """One dataset to write.
+
+    `compression` is None, "gzip" (level 1) or "huffman", which is for bytes without repeated patterns. HDF5's ordinary
+    gzip filter reads both. "huffman" does not search for repetitions: on such bytes it takes a third less space and
+    half the time.
+    """
 
     data: NDArray[Any]
     chunks: tuple[int, ...] | None = None
@@ -28,7 +32,10 @@ class Array:
 
 
 def write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> None:
-    """Writes all arrays to a new file. The same arrays give the same bytes: no times, no names of machines."""
+    """Write all arrays to a new file.
+
+    The same arrays give the same bytes: the file holds no times and no machine names.
+    """
     with h5py.File(path, "w", libver="latest") as file:
         for key, value in sorted((attributes or {}).items()):
             file.attrs[key] = value
@@ -39,7 +46,7 @@ def write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]
 def create(file: h5py.File, name: str, array: Array) -> None:
     data = np.ascontiguousarray(array.data)
     if data.size == 0:
-        file.create_dataset(name, data=data, track_times=False)  # nothing to chunk, nothing to check
+        file.create_dataset(name, data=data, track_times=False)  # an empty dataset takes no chunks and no checksum
         return
     chunks = tuple(min(c, s) for c, s in zip(array.chunks or _default_chunks(data), data.shape, strict=True))
     options: dict[str, Any] = {"chunks": chunks, "fletcher32": True, "track_times": False}
@@ -52,11 +59,11 @@ def create(file: h5py.File, name: str, array: Array) -> None:
 
 
 def _write_chunks(dataset: h5py.Dataset, data: NDArray[Any]) -> None:
-    """Writes each chunk as the dataset's filters would leave it: deflated, then its checksum."""
+    """Write each chunk as the dataset's filters would: deflated, then followed by its checksum."""
     shape = dataset.chunks
     for corner in itertools.product(*(range(0, size, step) for size, step in zip(data.shape, shape, strict=True))):
         part = data[tuple(slice(first, first + step) for first, step in zip(corner, shape, strict=True))]
-        if part.shape != shape:  # a chunk at the end is whole in the file
+        if part.shape != shape:  # HDF5 stores an edge chunk at full size
             whole = np.zeros(shape, data.dtype)
             whole[tuple(slice(0, size) for size in part.shape)] = part
             part = whole
@@ -66,7 +73,10 @@ def _write_chunks(dataset: h5py.Dataset, data: NDArray[Any]) -> None:
 
 
 def fletcher32(data: bytes) -> int:
-    """The checksum of HDF5's filter: Fletcher's over big-endian 16-bit words, an odd last byte high in a word."""
+    """Return the checksum of HDF5's Fletcher32 filter, computed over big-endian 16-bit words.
+
+    An odd last byte is the high byte of a word.
+    """
     words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
     first = int(words.sum())
     second = int((words * np.arange(len(words), 0, -1, dtype=np.uint64)).sum())
@@ -74,25 +84,25 @@ def fletcher32(data: bytes) -> int:
 
 
 def _folded(total: int) -> int:
-    """Ones' complement sum of 16-bit words: 65535 stands for a multiple of itself, 0 only for nothing."""
+    """Reduce a sum of 16-bit words modulo 65535. A multiple of 65535 gives 65535; only a sum of 0 gives 0."""
     return (total - 1) % 0xFFFF + 1 if total else 0
 
 
 def _default_chunks(data: NDArray[Any]) -> tuple[int, ...]:
-    """About a mebibyte a chunk, whole rows."""
+    """Return a chunk shape of whole rows, at most 1 MiB unless a single row is larger."""
     row = max(data.nbytes // data.shape[0], 1)
     return (max((1 << 20) // row, 1), *data.shape[1:])
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Opens a file for reading without a lock; a damaged one is a UsageError."""
+    """Open a file for reading, without a lock. Raises UsageError if the file is damaged."""
     with opened(path) as file:
         yield file
 
 
 def opened(path: Path) -> h5py.File:
-    """The same, for the caller to close."""
+    """Open a file as `reading` does; the caller closes it."""
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
@@ -102,7 +112,10 @@ def opened(path: Path) -> h5py.File:
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset whose bytes lie in this very file: external storage, virtual datasets and links are refused."""
+    """Return a dataset whose bytes are in this file.
+
+    Raises UsageError for external storage, virtual datasets and links, which could read other files.
+    """
     node: Any = file
     for part in name.strip("/").split("/"):
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
@@ -115,12 +128,12 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def datasets(file: h5py.File, group: str) -> list[str]:
-    """Paths of the plain datasets in a group and the groups in it, sorted."""
-    found: list[str] = []
+    """Return the paths of all datasets in a group and in its subgroups, sorted."""
+    paths: list[str] = []
     for name in sorted(file[group]):
         path = f"{group}/{name}"
-        found += datasets(file, path) if isinstance(file[path], h5py.Group) else [path]
-    return found
+        paths += datasets(file, path) if isinstance(file[path], h5py.Group) else [path]
+    return paths
 
 
 def read(path: Path, name: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Layers chosen by name or by glob, case-sensitive everywhere."""
+"""The choice of layers by name or by glob. It is case-sensitive everywhere."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def matching(
 ) -> list[str]:
     """Return the names that any glob matches, in their own order.
 
-    A glob that is itself a name stands for that name alone. Raises UsageError for a glob that matches nothing, made
-    by `no_match` if given.
+    A glob that is itself a name stands for that name alone. Raises UsageError if a glob matches nothing; `no_match`
+    makes the error if it is given.
     """
     chosen: set[str] = set()
     for glob in [globs] if isinstance(globs, str) else globs:
-        found = {glob} & set(names) or {name for name in names if fnmatchcase(name, glob)}
-        if not found:
+        matches = {glob} & set(names) or {name for name in names if fnmatchcase(name, glob)}
+        if not matches:
             raise no_match(glob) if no_match else unknown("layer", glob, names)
-        chosen |= found
+        chosen |= matches
     return [name for name in names if name in chosen]

@@ -1,4 +1,4 @@
-"""Where things lie in a store. Every path here is relative to the store's root and uses forward slashes."""
+"""The paths of everything in a store. Each is relative to the store's root and uses forward slashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ PARTIALS = "partials"
 
 
 def image_chunk(units: int) -> tuple[int, int]:
-    """Images and units in one chunk of it: an image's row is read alone where that is 16 KiB or more."""
+    """Return the chunk shape (images, units) of the image-major dense record.
+
+    A chunk holds as many whole rows as fit in 16 KiB, at least one: a row is one image's codes, one byte per unit.
+    """
     return max(1, (16 << 10) // units), units
 
 
@@ -78,6 +81,6 @@ def partial(run: str, stage: str, name: str) -> str:
 
 
 def is_partial(path: str) -> bool:
-    """Whether a recorded file is a partial, which the finished fold takes away again."""
+    """Return whether a recorded file is a partial, which is removed once the shard that consumes it is committed."""
     parts = path.split("/")
     return len(parts) > 3 and parts[0] == "runs" and parts[2] == PARTIALS

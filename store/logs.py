@@ -1,6 +1,7 @@
-"""Logs of a store: JSON lines under `logs/`, a file a process, outside every promise of byte identity.
+"""Logs of a store: JSON lines under `logs/`, one file per process.
 
-They say what was tried, where and how long it took; what is done is told by the commit records alone.
+Logs say what was tried, where, and how long it took. Only the commit records say what is done. Logs are the one part of
+a store that is not byte-identical when a run is repeated.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from store import layout
 
 
 class Log:
-    """Appends events to this process' own file, made with the first. May be called from several threads at once.
+    """Appends events to this process's own file, which the first event creates. Safe to call from several threads.
 
-    `where`: facts that every line carries.
+    `where`: facts that are written on every line.
     """
 
     def __init__(self, root: Path, where: dict[str, str], kind: str = "shards") -> None:
@@ -29,7 +30,7 @@ class Log:
         self.path = root / layout.LOGS / kind / name
 
     def write(self, event: str, **facts: Any) -> None:
-        """One line in one write, so that a process killed meanwhile leaves whole lines before it."""
+        """Append one event as a line, in a single write: if the process is killed, the lines before it stay whole."""
         body = {"event": event, "time": round(time.time(), 3)} | self.where | facts
         line = (json.dumps(body) + "\n").encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,10 @@ class Log:
 
 
 def slurm_facts() -> dict[str, str]:
-    """Which Slurm job this process is, where it is one; an array's task as JOB_INDEX, as squeue writes it."""
+    """Return the Slurm job and node of this process, or {} if it is not in a Slurm job.
+
+    A task of an array is named JOB_INDEX, as squeue prints it.
+    """
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if not job:
         return {}
@@ -50,9 +54,9 @@ def slurm_facts() -> dict[str, str]:
 
 
 def read(root: Path, kind: str = "shards") -> list[dict[str, Any]]:
-    """All events of a store in order of time. A line that a dying machine left unfinished is passed over."""
-    found = [event for path in sorted((root / layout.LOGS / kind).glob("*.jsonl")) for event in _lines(path)]
-    return sorted(found, key=lambda event: float(event["time"]))
+    """Return all events of a store in order of time. Unfinished lines, which a crash can leave, are skipped."""
+    events = [event for path in sorted((root / layout.LOGS / kind).glob("*.jsonl")) for event in _lines(path)]
+    return sorted(events, key=lambda event: float(event["time"]))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Parquet as the store writes it: scalar columns, zstd, page checksums, the same table the same bytes."""
+"""Parquet as the store uses it: scalar columns, zstd, page checksums. The same table gives the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def arrow_schema(table: Table) -> pa.Schema:
 
 
 def to_arrow(table: Table, columns: Mapping[str, Any]) -> pa.Table:
-    """Columns as arrays, lists, or one value for all rows (names). NaN in a nullable float column becomes NULL."""
+    """Convert columns to an Arrow table of the schema. NaN in an array for a nullable float column becomes NULL.
+
+    A column is an array, a list, or a single value for all rows. Raises ValueError if columns are missing or unknown,
+    or if a column that is not nullable holds a NULL.
+    """
     if set(columns) != set(table.columns):
         raise ValueError(f"{table.name}: columns {sorted(set(columns) ^ set(table.columns))} are missing or unknown")
     rows = next((len(v) for v in columns.values() if not np.isscalar(v)), 1)
@@ -47,7 +51,7 @@ def _column(field: Field, values: Any, rows: int) -> pa.Array:
 
 
 def write(path: Path, table: Table, data: pa.Table) -> None:
-    """Writes one file; float32 by byte stream split, rising ids delta-packed, dictionaries only for names."""
+    """Write one file. Floats use byte stream split, ascending ids are delta-packed, only names use dictionaries."""
     encodings = {f.name: "BYTE_STREAM_SPLIT" for f in table.fields if f.kind in ("float32", "float64")}
     encodings |= {f.name: "DELTA_BINARY_PACKED" for f in table.fields if f.kind in ("int64", "int32") and f.ascending}
     pq.write_table(
@@ -68,7 +72,7 @@ def write_columns(path: Path, table: Table, columns: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a file, checking every page (DuckDB does not)."""
+    """Read a file and check the checksum of every page, which DuckDB does not do. Raises UsageError if it fails."""
     try:
         return pq.read_table(path, columns=list(columns) if columns else None, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:

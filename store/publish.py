@@ -1,7 +1,8 @@
-"""Atomic publication, and the only place that renames, links, syncs or removes a store's files.
+"""Atomic publication. Only this module renames, links, syncs or removes a store's files.
 
-A file is visible when a commit record lists it. Publishing: temporary name, close, fsync, hash, rename, fsync the
-directory, then `link()` the record into place. No locks: a link that fails lost a race, and the digests are compared.
+A file counts as published once a commit record lists it. To publish: write under a temporary name, close, fsync, hash,
+rename, fsync the directory, then `link()` the record into place. There are no locks: if the link fails because the
+record exists, another process was faster, and the two records, with the digests in them, are compared.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from store import layout, views
 from store.errors import UsageError
 
 TEMPORARY = ".tmp-"
-STALE_SECONDS = 24 * 3600  # for temporaries of other hosts, whose processes cannot be asked
+STALE_SECONDS = 24 * 3600  # age at which temporaries are removed if their process cannot be checked (other hosts)
 
 
 class DisagreementError(UsageError):
-    """Two runs of one shard gave different bytes."""
+    """Two computations of the same shard gave different results."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A published file: path relative to the store, size in bytes, SHA-256 of its contents."""
+    """A published file: its path relative to the store, its size in bytes and the SHA-256 of its contents."""
 
     path: str
     size: int
@@ -41,14 +42,14 @@ class File:
 
 @dataclass(frozen=True)
 class Record:
-    """What one shard of one stage published. Immutable."""
+    """The commit record of one shard of one stage: the files that it published. Immutable."""
 
     run: str
     stage: str
     shard: str
     fingerprint: str
     files: tuple[File, ...]
-    facts: dict[str, Any]  # small results later stages need, e.g. the images a scan shard rejected
+    facts: dict[str, Any]  # small results that later stages need, e.g. the images that a scan shard rejected
 
     def text(self) -> str:
         return sealed(self.body())
@@ -67,30 +68,34 @@ class Publication:
         self._pending: dict[str, Path] = {}
 
     def path(self, relative: str) -> Path:
-        """A temporary path to write to; it becomes `relative` on commit."""
+        """Return a temporary path to write to; `commit` renames it to `relative`."""
         final = self.root / relative
         final.parent.mkdir(parents=True, exist_ok=True)
         self._pending[relative] = _temporary(final)
         return self._pending[relative]
 
     def commit(self, facts: dict[str, Any] | None = None, gone: Iterable[File] = ()) -> Record:
-        """`gone`: partials that a copied record lists and nobody needs any more."""
+        """Publish the files and their record, and return the record.
+
+        If the shard is committed already, the new files are discarded and the existing record is returned. Raises
+        DisagreementError if that record differs. `gone`: partials that a copied record lists but that are not copied.
+        """
         written = [
             File(relative, temporary.stat().st_size, _sync_and_hash(temporary))
             for relative, temporary in self._pending.items()
         ]
         files = tuple(sorted([*written, *gone], key=lambda file: file.path))
         new = Record(self.run, self.stage, self.shard, self.fingerprint, files, facts or {})
-        place = self.root / layout.record(self.run, self.stage, self.shard)
-        if place.exists():
+        record_path = self.root / layout.record(self.run, self.stage, self.shard)
+        if record_path.exists():
             self.discard()
-            return _same(place, new)
+            return _same(record_path, new)
         for relative, temporary in self._pending.items():
             os.replace(temporary, self.root / relative)
         for folder in sorted({(self.root / relative).parent for relative in self._pending}):
             _sync_folder(folder)
         self._pending.clear()
-        return _link(place, new)
+        return _link(record_path, new)
 
     def discard(self) -> None:
         for temporary in self._pending.values():
@@ -105,22 +110,25 @@ class Publication:
 
 
 def write_manifest(root: Path) -> None:
-    """Rewrites `manifest.json`, the sorted union of all commit records, and `views.sql`."""
-    found = records(root)
-    replace_text(root / layout.VIEWS, views_text(found))
-    replace_text(root / layout.MANIFEST, manifest_text(found))
+    """Rewrite `manifest.json`, the sorted union of all commit records, and `views.sql`."""
+    commits = records(root)
+    replace_text(root / layout.VIEWS, views_text(commits))
+    replace_text(root / layout.MANIFEST, manifest_text(commits))
 
 
-def views_text(found: Iterable[Record]) -> str:
-    return views.script(file.path for _, file in files_of(found))
+def views_text(commits: Iterable[Record]) -> str:
+    return views.script(file.path for _, file in files_of(commits))
 
 
-def manifest_text(found: Iterable[Record]) -> str:
-    return sealed({"format": layout.FORMAT_VERSION, "records": [record.body() for record in found]})
+def manifest_text(commits: Iterable[Record]) -> str:
+    return sealed({"format": layout.FORMAT_VERSION, "records": [record.body() for record in commits]})
 
 
 def ensure_store(root: Path) -> None:
-    """Makes an empty store, or checks that what is there is a store this version can write."""
+    """Create an empty store, or check that `root` is a store that this version can write.
+
+    Raises UsageError if `root` holds other files or a store of another format version.
+    """
     manifest = root / layout.MANIFEST
     if not manifest.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -134,37 +142,37 @@ def ensure_store(root: Path) -> None:
 
 
 def check_version(root: Path) -> None:
-    """Raises UsageError where `root` is no store, or a store of another format version."""
+    """Raise UsageError if `root` is not a store, or is a store of another format version."""
     manifest = root / layout.MANIFEST
     try:
-        found = json.loads(manifest.read_text())["format"]
+        version = json.loads(manifest.read_text())["format"]
     except FileNotFoundError:
         raise UsageError(
             f"{root} is no unitscope store (it has no {layout.MANIFEST}): run `unitscope run CONFIG` first"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UsageError(f"{manifest} cannot be read ({error}): see `unitscope verify {root}`") from error
-    if found != layout.FORMAT_VERSION:
+    if version != layout.FORMAT_VERSION:
         raise UsageError(
-            f"{root} is a store of format {found}, this unitscope reads format {layout.FORMAT_VERSION}: "
+            f"{root} is a store of format {version}, but this unitscope reads format {layout.FORMAT_VERSION}: "
             "use the version that wrote it, or make the store again"
         )
 
 
 def committed(root: Path, run: str, stage: str) -> set[str]:
-    """Names of the committed shards of a stage, without reading the records."""
-    found = (root / layout.COMMITS / run / stage).glob("*.json")
-    return {path.stem for path in found if not path.name.startswith(TEMPORARY)}
+    """Return the names of a stage's committed shards, without reading the records."""
+    paths = (root / layout.COMMITS / run / stage).glob("*.json")
+    return {path.stem for path in paths if not path.name.startswith(TEMPORARY)}
 
 
 def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
-    """The commit records, sorted by run, stage and shard."""
+    """Read the commit records, of one run or stage if given, sorted by run, stage and shard."""
     folder = root / layout.COMMITS
-    found = []
+    commits = []
     for path in sorted(folder.glob(f"{run or '*'}/{stage or '*'}/*.json")):
         if not path.name.startswith(TEMPORARY):
-            found.append(read_record(path))
-    return found
+            commits.append(read_record(path))
+    return commits
 
 
 def read_record(path: Path) -> Record:
@@ -182,17 +190,17 @@ def find_record(root: Path, run: str, stage: str, shard: str) -> Record | None:
 
 
 def remove_record(root: Path, record: Record) -> None:
-    """Forgets a shard, so that the next run computes it again (`repair`)."""
+    """Remove a shard's commit record, so that the next run computes the shard again (used by `repair`)."""
     (root / layout.record(record.run, record.stage, record.shard)).unlink(missing_ok=True)
 
 
 def remove_damaged(root: Path, relative: str) -> None:
-    """Removes a commit record that can no longer be read."""
+    """Remove a commit record that can no longer be read."""
     (root / relative).unlink(missing_ok=True)
 
 
 def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
-    """Takes away what only later shards needed, once the last of them is committed."""
+    """Remove the partials of these stages. Call it once the shard that consumes them is committed."""
     folder = root / "runs" / run / layout.PARTIALS
     for stage in stages:
         shutil.rmtree(folder / stage, ignore_errors=True)
@@ -201,19 +209,22 @@ def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
 
 
 def remove_orphans(root: Path, run: str) -> None:
-    """Removes temporaries of files that are published: their makers died, or lost the race and will find out."""
+    """Remove temporaries of files that are already published.
+
+    The process that wrote one has died, or another published the same file first and it will notice that on commit.
+    """
     folders = (root / "runs" / run, root / "datasets")
-    found = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
-    if not found:
+    temporaries = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
+    if not temporaries:
         return
     published = {root / file.path for record in records(root, run) for file in record.files}
-    for path in found:
+    for path in temporaries:
         if path.with_name(path.name.rpartition("~")[2]) in published:
             path.unlink(missing_ok=True)
 
 
 def remove_stale_temporaries(root: Path) -> None:
-    """Removes what killed processes left: this host's dead ones at once, other hosts' after a day."""
+    """Remove the temporaries of killed processes: at once for dead processes of this host, after a day for others."""
     for path in list(root.rglob(f"{TEMPORARY}*")):
         host, _, rest = path.name.removeprefix(TEMPORARY).partition("~")
         process = rest.partition("~")[0]
@@ -227,7 +238,7 @@ def remove_stale_temporaries(root: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary place to write a file of any kind at; it appears under its name when it is whole."""
+    """Give a temporary path to write a file to, and rename it to `path` once it is complete and synced."""
     temporary = _temporary(path)
     try:
         yield temporary
@@ -239,7 +250,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file whole: readers see the old text or the new."""
+    """Replace a small file atomically: readers see either the old text or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(text)
@@ -251,12 +262,12 @@ def sha256(path: Path) -> str:
 
 
 def sealed(body: dict[str, Any]) -> str:
-    """JSON that carries the SHA-256 of its own body, so that a flipped bit in it is noticed."""
+    """Return `body` as JSON with the SHA-256 of its own text as `seal`, so that a flipped bit is noticed."""
     return _dumps(body | {"seal": hashlib.sha256(_dumps(body).encode()).hexdigest()})
 
 
 def is_sealed(text: str) -> bool:
-    """Whether a text is, byte for byte, what `sealed` gave."""
+    """Return whether a text is, byte for byte, what `sealed` returned."""
     try:
         body = json.loads(text)
         body.pop("seal")
@@ -269,8 +280,8 @@ def _dumps(body: object) -> str:
     return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
-def files_of(found: Iterable[Record]) -> Iterator[tuple[Record, File]]:
-    return ((record, file) for record in found for file in record.files)
+def files_of(commits: Iterable[Record]) -> Iterator[tuple[Record, File]]:
+    return ((record, file) for record in commits for file in record.files)
 
 
 def _temporary(final: Path) -> Path:
@@ -309,26 +320,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _link(place: Path, new: Record) -> Record:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(place)
+def _link(record_path: Path, new: Record) -> Record:
+    record_path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(record_path)
     temporary.write_text(new.text())
     _sync(temporary)
     try:
-        os.link(temporary, place)
+        os.link(temporary, record_path)
     except FileExistsError:
-        return _same(place, new)
+        return _same(record_path, new)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(place.parent)
+    _sync_folder(record_path.parent)
     return new
 
 
-def _same(place: Path, new: Record) -> Record:
-    old = read_record(place)
+def _same(record_path: Path, new: Record) -> Record:
+    old = read_record(record_path)
     if old.text() != new.text():
         raise DisagreementError(
-            f"{place} was committed by another process with other contents: two runs of one shard must agree; "
-            "are both on the same kind of processor and the same versions? `unitscope repair` makes it whole"
+            f"{record_path} was committed by another process with other contents, but two runs of one shard must "
+            "agree: use the same kind of processor and the same versions on all machines, then `unitscope repair`"
         )
     return old

@@ -1,4 +1,4 @@
-"""The stages of a run, declared once: what each comes after, what it needs, and which shard completes it.
+"""The stages of a run, declared once: which stages each comes after, what it needs, and which shard completes it.
 
 Everything that lists stages reads this declaration: help texts, `status`, `verify`, `plan`, `repair`, the chain of
 Slurm jobs and the driver. How a stage is computed is in `pipeline/stages/`. This module imports nothing heavy.
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 class StageSpec:
     """One stage.
 
-    `after` names the stages whose results it reads. `needs_network` says whether it runs the model, and so wants a GPU
-    if there is one. `last` names the shard that completes it, or is empty if the number of shards alone tells.
-    `many` says whether it has many shards, which a cluster computes as an array of tasks. `consumer` is the (stage,
-    shard) that reads its partials: once that is committed, they may be gone.
+    `after` names the stages whose results it reads. `needs_network` says whether it runs the model, and so uses a GPU
+    if there is one. `last` names the shard that completes the stage; it is empty if the stage is complete when all its
+    shards are. `many` says whether it has many shards, which a cluster computes as an array of tasks. `consumer` is the
+    (stage, shard) that reads its partials: once that shard is committed, the partials may have been removed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a store and its logs say of its runs: shards that are done, in flight and lost."""
+"""The status of a store's runs, from its records and logs: which shards are done, in flight or lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store.publish import Record
 
 States = Callable[[], Mapping[str, str] | None]  # a cluster's jobs: name -> state; None if they are not known
 
-SHOWN = 10  # shards or pictures listed one by one
+SHOWN = 10  # shards that are listed one by one
 
 
 def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) -> list[str]:
@@ -24,12 +24,12 @@ def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) 
     events = logs.read(root)
     lines = []
     for run in sorted({r.run for r in records}):
-        mine = [r for r in records if r.run == run]
-        own = [e for e in events if e.get("run") == run]
-        lines += [f"{run}  fingerprint {mine[0].fingerprint[:12]}", *_stages(mine, own)]
-        lines += _in_flight(mine, own, job_states)
-        lines += _images(root, mine)
-        lines += timings.table(own) if with_timings else []
+        run_records = [r for r in records if r.run == run]
+        run_events = [e for e in events if e.get("run") == run]
+        lines += [f"{run}  fingerprint {run_records[0].fingerprint[:12]}", *_stages(run_records, run_events)]
+        lines += _in_flight(run_records, run_events, job_states)
+        lines += _images(root, run_records)
+        lines += timings.table(run_events) if with_timings else []
     return lines
 
 
@@ -49,7 +49,7 @@ def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
 
 
 def _in_flight(records: list[Record], events: list[dict[str, Any]], job_states: States) -> list[str]:
-    """Shards that were begun and have no record, with what the queue says of the job that began them."""
+    """List the shards that were begun and have no record, with the state in the queue of the job that began each."""
     committed = {(r.stage, r.shard) for r in records}
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for event in events:
@@ -64,15 +64,15 @@ def _in_flight(records: list[Record], events: list[dict[str, Any]], job_states: 
 
 
 def _fate(event: dict[str, Any], states: Mapping[str, str] | None) -> str:
-    place = f"{event.get('node') or event['host']}, pid {event['pid']}"
+    process = f"{event.get('node') or event['host']}, pid {event['pid']}"
     if event["event"] == "failed":
-        return f"failed on {place}: {str(event['error']).strip().splitlines()[-1]}"
-    ago = f"begun {time.time() - float(event['time']):.0f} s ago on {place}"
+        return f"failed on {process}: {str(event['error']).strip().splitlines()[-1]}"
+    ago = f"begun {time.time() - float(event['time']):.0f} s ago on {process}"
     if "job" not in event or states is None:
         return ago
     state = states.get(str(event["job"]))
     if state is None:
-        return f"{ago}; its job {event['job']} is gone from the queue: lost, to be sent again"
+        return f"{ago}; its job {event['job']} is gone from the queue: lost, it will be resubmitted"
     return f"{ago}; job {event['job']} {state}"
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a store's shards went, from its logs."""
+"""How the time of a store's shards was spent, from its logs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ PHASES = ("wait", "decode", "forward", "reduce", "write")
 
 
 def table(events: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of a table of one run's events, a stage a row. `worker s` is the sum of the shards' wall clock. Phases are
-    thread-seconds as a share of it: decoding runs beside the network, and several batches run beside each other, so
-    shares need not add up to 100 %; `wait` is the share of its time that the thread which feeds the network waited for
-    pictures."""
+    """Return the lines of a table of one run's events, one row per stage.
+
+    `worker s` is the sum of the shards' wall-clock seconds. Phases are thread-seconds, shown as shares of that sum.
+    Decoding runs in parallel with the network, and several batches run in parallel, so shares need not add up to 100 %.
+    `wait` is the share of its time that the thread which feeds the network waited for pictures.
+    """
     done = [e for e in events if e["event"] in ("done", "overtaken")]
     if not done:
         return ["  no timings: no shard of this run has left a log"]
@@ -25,7 +27,7 @@ def table(events: Sequence[dict[str, Any]]) -> list[str]:
     by_stage: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in done:
         by_stage[str(event["stage"])].append(event)
-    return lines + [_row(stage, found, _again(events, stage)) for stage, found in by_stage.items()]
+    return lines + [_row(stage, finished, _again(events, stage)) for stage, finished in by_stage.items()]
 
 
 def _row(stage: str, done: list[dict[str, Any]], again: int) -> str:
@@ -41,7 +43,7 @@ def _row(stage: str, done: list[dict[str, Any]], again: int) -> str:
 
 
 def _again(events: Sequence[dict[str, Any]], stage: str) -> int:
-    """Shards of a stage that were begun more than once."""
+    """Count the shards of a stage that were begun more than once."""
     begun: dict[str, int] = defaultdict(int)
     for event in events:
         if event["event"] == "begin" and event["stage"] == stage:

@@ -1,4 +1,4 @@
-"""The name of a unit, MODEL/LAYER:CHANNEL, as it is parsed and printed everywhere."""
+"""The name of a unit, MODEL/LAYER:CHANNEL. Every part of the program parses and prints it here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLE = "layer1.0.relu_1:17"
 
 @dataclass(frozen=True)
 class UnitName:
-    """A unit as a person names it. `model` is empty if the name leaves it out."""
+    """The name of a unit in parts. `model` is empty if the name leaves it out."""
 
     layer: str
     channel: int
@@ -28,7 +28,7 @@ def is_unit_name(text: str) -> bool:
 
 
 def parse_unit_name(text: str, example: str = EXAMPLE) -> UnitName:
-    """Parse LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Raises UsageError, which shows `example`."""
+    """Parse LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Raises UsageError, whose text shows `example`, for any other text."""
     if not is_unit_name(text):
         raise UsageError(f"unit {text!r}: expected LAYER:CHANNEL or MODEL/LAYER:CHANNEL, e.g. {example}")
     name, _, channel = text.rpartition(":")

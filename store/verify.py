@@ -1,4 +1,4 @@
-"""Checks a store against its commit records, trusting nothing that wrote it."""
+"""The check of a store against its commit records. It trusts nothing that wrote the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store.stages import spec_of
 
 @dataclass(frozen=True)
 class Problem:
-    """`record` is the shard that must run again, where one must."""
+    """A file at `path` and what is wrong with it. `record` is the record of the shard that must run again, if any."""
 
     path: str
     what: str
@@ -34,7 +34,10 @@ class Report:
 
 
 def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Report:
-    """Reads every file that a record lists. Raises UsageError where `root` is no store."""
+    """Read every file that a record lists and report all problems. Raises UsageError if `root` is not a store.
+
+    `advance` is called with the size in bytes of each file that was checked.
+    """
     require_store(root)
     problems: list[Problem] = []
     records: list[Record] = []
@@ -51,17 +54,17 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
     for record, file in publish.files_of(records):
         if files.setdefault(file.path, (file, record))[0] != file:
             problems.append(
-                Problem(file.path, f"two records disagree about it, {record.run} and another run's", record)
+                Problem(file.path, f"two records disagree about it: one of {record.run} and one of another run", record)
             )
     checked = size = 0
     for name, (file, record) in sorted(files.items()):
         if layout.is_partial(name) and _consumed(record, done):
             continue
         checked, size = checked + 1, size + file.size
-        found = _check_file(root, file)
+        problem = _check_file(root, file)
         advance(file.size)
-        if found:
-            problems.append(Problem(name, found, record))
+        if problem:
+            problems.append(Problem(name, problem, record))
     return Report(checked, size, (*problems, *_strangers(root, set(files))))
 
 
@@ -89,35 +92,38 @@ def _check_file(root: Path, file: File) -> str | None:
     if path.is_symlink() or not path.is_file():
         return "is missing"
     if path.stat().st_size != file.size:
-        return f"has {path.stat().st_size} bytes, {file.size} were committed"
+        return f"has {path.stat().st_size} bytes, but {file.size} were committed"
     if publish.sha256(path) != file.sha256:
         return "does not have the contents that were committed (SHA-256 differs)"
     return _outside(path) if path.suffix == ".h5" else None
 
 
 def _outside(path: Path) -> str | None:
-    """An HDF5 file can name another file by external storage, a virtual dataset or a link: refuse all three."""
-    found: list[str] = []
+    """Return what is wrong with an HDF5 file that refers to other files, or None if it does not.
+
+    It can refer to them by external storage, by a virtual dataset or by a link: all three are refused.
+    """
+    names: list[str] = []
 
     def look(group: h5py.Group) -> None:
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                found.append(f"{group.name}/{name}")
+                names.append(f"{group.name}/{name}")
             elif isinstance(group[name], h5py.Group):
                 look(group[name])
             elif group[name].external or group[name].is_virtual:
-                found.append(f"{group.name}/{name}")
+                names.append(f"{group.name}/{name}")
 
     try:
         with h5py.File(path, "r", locking=False) as file:
             look(file)
     except OSError as error:
         return f"cannot be opened as HDF5 ({error})"
-    return f"names other files ({', '.join(found)})" if found else None
+    return f"names other files ({', '.join(names)})" if names else None
 
 
 def _strangers(root: Path, known: set[str]) -> list[Problem]:
-    """Files in a run or dataset that no record lists: left by hand, or a shard cut off before its record."""
+    """Find files of runs and datasets that no record lists: added by hand, or left by a shard that was cut off."""
     problems = []
     for top in ("datasets", "runs"):
         for path in sorted((root / top).rglob("*")):
@@ -130,19 +136,22 @@ def _strangers(root: Path, known: set[str]) -> list[Problem]:
 
 
 def repairable(report: Report) -> list[Record]:
-    """The shards whose files are damaged or missing."""
-    found = {(p.record.run, p.record.stage, p.record.shard): p.record for p in report.problems if p.record}
-    return [found[key] for key in sorted(found)]
+    """Return the records of the shards whose files are damaged or missing, sorted, each once."""
+    by_key = {(p.record.run, p.record.stage, p.record.shard): p.record for p in report.problems if p.record}
+    return [by_key[key] for key in sorted(by_key)]
 
 
 def _consumed(record: Record, done: set[tuple[str, str, str]]) -> bool:
-    """Return whether the shard that reads this record's partials is committed: then they may be gone."""
+    """Return whether the shard that reads this record's partials is committed, so that they may have been removed."""
     consumer = spec_of(record.stage).consumer
     return consumer is not None and (record.run, *consumer) in done
 
 
 def require_store(root: Path) -> None:
-    """Raises UsageError unless `root` is a store; one whose manifest is damaged is told by its sealed records."""
+    """Raise UsageError unless `root` is a store.
+
+    A store whose manifest is damaged is still recognised if it has at least one intact commit record.
+    """
     if not root.is_dir():
         raise UsageError(f"{root} does not exist: `unitscope run CONFIG --store {root}` makes a store")
     if not publish.is_sealed(_text(root / layout.MANIFEST)):

@@ -1,7 +1,7 @@
-"""The views of a store as SQL text: one a table, over the recorded Parquet files.
+"""The views of a store as SQL text: one view per table, over the recorded Parquet files.
 
-`query` makes them when it connects, from whole paths. `views.sql` beside the manifest has them with paths relative to
-the store, for DuckDB alone.
+`query` creates them with absolute paths when it connects. `views.sql` beside the manifest has them with paths relative
+to the store, for use with DuckDB alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from store import layout, schema
 from store.errors import UsageError
 
-# `tail` lies in the store twice: sorted by unit (the view) and by image.
+# `tail` is stored twice: sorted by unit, which the view prefers, and by image.
 _FILES = {"tail": ("tail_by_unit", "tail_by_image")}
 _SQL_TYPES = {
     "name": "VARCHAR", "text": "VARCHAR", "bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER",
@@ -23,24 +23,26 @@ Files = Mapping[str, Sequence[str]]
 
 
 def script(recorded: Iterable[str]) -> str:
-    """The text of views.sql, from the recorded files, relative to the store."""
+    """Return the text of views.sql, given the recorded files as paths relative to the store."""
     head = "-- The store's views for DuckDB alone, in the store's folder: duckdb -init views.sql\n"
     return head + "".join(f"{statement};\n" for statement in statements(tables(recorded)))
 
 
 def tables(recorded: Iterable[str]) -> dict[str, list[str]]:
-    """The recorded files of every table, over datasets and runs."""
-    found: dict[str, list[str]] = {}
+    """Group the recorded files of all datasets and runs by their table. Partials are left out."""
+    files: dict[str, list[str]] = {}
     for relative in sorted(set(recorded)):
         name = table_of(relative)
         if name and not layout.is_partial(relative):
-            found.setdefault(name, []).append(relative)
-    return found
+            files.setdefault(name, []).append(relative)
+    return files
 
 
 def table_of(relative: str) -> str | None:
-    """The table a recorded file belongs to: datasets/D/NAME.parquet, runs/R/tables/NAME.parquet or all of tables/NAME/;
-    None for other files."""
+    """Return the name of the table that a recorded file belongs to, or None if it belongs to none.
+
+    Tables are datasets/D/NAME.parquet, runs/R/tables/NAME.parquet and all files in runs/R/tables/NAME/.
+    """
     parts = PurePosixPath(relative).parts
     if not relative.endswith(".parquet"):
         return None
@@ -52,7 +54,7 @@ def table_of(relative: str) -> str | None:
 
 
 def statements(files: Files) -> list[str]:
-    """CREATE VIEW for every table of the schema; one whose files do not exist yet is an empty table."""
+    """Return CREATE VIEW statements for every table of the schema. A table without files gets an empty view."""
     made = []
     for table in schema.TABLES:
         name = {"images": "indexed_images", "rejected_images": "scan_rejections"}.get(table.name, table.name)
@@ -62,7 +64,7 @@ def statements(files: Files) -> list[str]:
 
 
 def parquet(paths: Iterable[object]) -> str:
-    """A table function over exactly these files."""
+    """Return the DuckDB table function that reads exactly these files."""
     return f"read_parquet([{', '.join(_literal(str(path)) for path in paths)}], hive_partitioning = false)"
 
 
@@ -77,7 +79,7 @@ def _select(table: schema.Table, paths: Sequence[str]) -> str:
 
 
 def _images(rejections: bool) -> str:
-    """The dataset's images with what a scan could not decode folded in."""
+    """Return the view of a dataset's images, in which pictures that a scan could not decode are rejected too."""
     if not rejections:
         return "CREATE VIEW images AS FROM indexed_images"
     return """CREATE VIEW images AS
@@ -99,5 +101,5 @@ def _name(column: str) -> str:
 
 def _literal(text: str) -> str:
     if any(c in text for c in "*?["):
-        raise UsageError(f"{text}: a path with *, ? or [ reads as a pattern in DuckDB: move the store elsewhere")
+        raise UsageError(f"{text}: DuckDB takes a path with *, ? or [ as a pattern: move the store elsewhere")
     return "'" + text.replace("'", "''") + "'"
