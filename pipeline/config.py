@@ -1,4 +1,7 @@
-"""A run's config: TOML in, frozen dataclasses out. Every key but two has a default; an unknown one is an error."""
+"""A run's config: it is read from TOML into frozen dataclasses.
+
+Every key but the `source` of [model] and of [dataset] has a default. An unknown key is an error.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class ModelConfig:
 class DatasetConfig:
     source: str
     name: str = ""
-    limit: int = 0  # images in all, spread evenly over the index; 0 = no limit
+    limit: int = 0  # images in total, spread evenly over the index; 0 = no limit
     limit_per_class: int = 0
     max_bad_fraction: float = 0.01
 
@@ -41,45 +44,45 @@ class CalibrateConfig:
 @dataclass(frozen=True)
 class ScanConfig:
     topk: int = 100
-    lowest: int = 100  # of signed layers
+    lowest: int = 100  # weakest images kept per unit, in signed layers only
     batch_size: int = 16
     shard_size: int = 1024
-    border: int = 0  # positions left out at each edge of a map
+    border: int = 0  # positions that are left out at each edge of a map
 
 
 @dataclass(frozen=True)
 class ExamplesConfig:
     count: int = 20
-    size: int = 0  # pixels of the stored pictures' short side; 0 = the network's input
+    size: int = 0  # short side of the stored pictures in pixels; 0 = the network's input size
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
     layers: Layers = "blocks"
-    units_per_layer: int = 8  # the first that are not dead; 0 = all
+    units_per_layer: int = 8  # the first units that are not dead; 0 = all
     kinds: tuple[str, ...] = ("channel",)
     directions: tuple[str, ...] = ("positive",)
     repeats: int = 1
     size: int = 128
     input: str = "canvas"
     steps: int = 512
-    batch: int = 16  # on one thread torch has a faster 1 x 1 convolution from 16 on
+    batch: int = 16  # on one thread, torch uses a faster 1 x 1 convolution from a batch of 16 on
     parameterization: str = "fft"
     color: str = "decorrelated"
     transforms: str = "default"
-    learning_rate: float = 0.0  # 0 = the parameterization's own: 0.05, of cppn 0.005, of maco 1
+    learning_rate: float = 0.0  # 0 = the parameterization's default: 0.005 for cppn, 1 for maco, 0.05 for others
     seed: int = 0
-    shard_size: int = 64  # pictures a shard, on average over layers: fewer where a step costs more
+    shard_size: int = 64  # pictures per shard on average over layers; shards have fewer if a step costs more
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
     device: str = "auto"
-    precision: str = "float32"  # docs/scanning.md has what the others and compile change
+    precision: str = "float32"  # docs/scanning.md says what the other precisions and `compile` change
     compile: bool = False
     workers: int = 1
-    threads: int = 0  # a worker's; 0 = the machine's cores shared out
-    gpus: float = 0.0  # that a Ray task takes, in fractions too; 0 = one where the device is a GPU
+    threads: int = 0  # threads per worker; 0 = the machine's cores, divided among the workers
+    gpus: float = 0.0  # GPUs per Ray task, which may be a fraction; 0 = one if the device is a GPU
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,11 @@ AT_LEAST_ONE = {
 
 
 def read_config(path: Path) -> Config:
-    """Reads a TOML file. Raises UsageError that names the file, the key, what was found and what is allowed."""
+    """Read a TOML file. Raises UsageError, which names the file, the key, the value and the values that are allowed."""
     try:
         body = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise UsageError(f"config {path} does not exist: complete ones are in configs/") from None
+        raise UsageError(f"config {path} does not exist: see configs/ for complete examples") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"config {path} is no readable TOML: {error}") from error
     return parse_config(body, str(path))
@@ -125,34 +128,34 @@ def parse_config(body: Mapping[str, Any], where: str) -> Config:
     hints = get_type_hints(Config)
     _check_names(where, "section", body, hints)
     sections = {}
-    for name, kind in hints.items():
-        found = body.get(name, {})
-        if not isinstance(found, Mapping):
+    for name, section_class in hints.items():
+        section = body.get(name, {})
+        if not isinstance(section, Mapping):
             raise UsageError(f"{where}: {name} must be a section, [{name}]")
-        sections[name] = _section(where, name, kind, found)
+        sections[name] = _section(where, name, section_class, section)
     return Config(**sections)
 
 
-def _section(where: str, name: str, kind: Any, found: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(kind)
-    _check_names(f"{where}: [{name}]", "key", found, hints)
-    for item in fields(kind):
-        if item.default is MISSING and not found.get(item.name):
+def _section(where: str, name: str, section_class: Any, section: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(section_class)
+    _check_names(f"{where}: [{name}]", "key", section, hints)
+    for item in fields(section_class):
+        if item.default is MISSING and not section.get(item.name):
             raise UsageError(f'{where}: [{name}] {item.name} is missing, e.g. {item.name} = "{_EXAMPLE[name]}"')
-    values = {key: _value(f"{where}: [{name}] {key}", hints[key], value) for key, value in found.items()}
+    values = {key: _value(f"{where}: [{name}] {key}", hints[key], value) for key, value in section.items()}
     for key, value in values.items():
         _check_range(f"{where}: [{name}] {key}", (name, key), value)
-    return kind(**values)
+    return section_class(**values)
 
 
 _EXAMPLE = {"model": "torchvision:resnet50", "dataset": "folder:photos"}
 
 
-def _check_names(where: str, what: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for key in found:
+def _check_names(where: str, noun: str, names: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for key in names:
         if key not in known:
             hint = did_you_mean(key, known) or f"known are {', '.join(known)}"
-            raise UsageError(f"{where}: unknown {what} {key!r}: {hint}")
+            raise UsageError(f"{where}: unknown {noun} {key!r}: {hint}")
 
 
 def _value(where: str, hint: Any, value: Any) -> Any:
@@ -171,14 +174,14 @@ def _value(where: str, hint: Any, value: Any) -> Any:
 
 
 def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
-    for one in value if isinstance(value, tuple) else (value,):
-        if key in CHOICES and one not in CHOICES[key]:
-            raise UsageError(f"{where} = {one!r}: expected one of {', '.join(CHOICES[key])}")
-        if isinstance(one, float) and not math.isfinite(one):
-            raise UsageError(f"{where} = {one!r}: expected a finite number")
+    for item in value if isinstance(value, tuple) else (value,):
+        if key in CHOICES and item not in CHOICES[key]:
+            raise UsageError(f"{where} = {item!r}: expected one of {', '.join(CHOICES[key])}")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UsageError(f"{where} = {item!r}: expected a finite number")
         least = 1 if key in AT_LEAST_ONE else 0
-        if isinstance(one, (int, float)) and one < least:
-            raise UsageError(f"{where} = {one!r}: expected at least {least}")
+        if isinstance(item, (int, float)) and item < least:
+            raise UsageError(f"{where} = {item!r}: expected at least {least}")
     if key in (("scan", "topk"), ("scan", "lowest")) and value > 32_767:
         raise UsageError(f"{where} = {value!r}: expected at most 32767; the dense record holds the rest")
     if key == ("visualize", "size") and value < 16:
@@ -189,7 +192,7 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         raise UsageError(f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen")
 
 
-# Keys that change no result: kept out of the fingerprint and of the stored config.
+# Keys that change no result. They are not part of the fingerprint and of the stored config.
 UNHASHED = {
     ("compute", "workers"), ("compute", "threads"), ("compute", "gpus"), ("model", "name"), ("dataset", "name"),
     ("dataset", "max_bad_fraction"),
@@ -197,7 +200,7 @@ UNHASHED = {
 
 
 def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
-    """The keys that change results, by section, sorted; `device` is what "auto" came to."""
+    """Return the keys that change results, by section, sorted. `device` is the device that "auto" was resolved to."""
     sections = asdict(config)
     sections["compute"]["device"] = device
     return {

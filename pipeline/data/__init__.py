@@ -1,1 +1,1 @@
-"""Datasets: sources of pictures, their ordered index, decoding and loading."""
+"""Datasets: the sources of pictures, the ordered index of a dataset, decoding and loading."""

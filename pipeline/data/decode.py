@@ -1,4 +1,7 @@
-"""Picture bytes to an upright RGB picture: grey, CMYK, 16-bit, palette, alpha, rotated by EXIF, whatever it is."""
+"""Decoding: from the bytes of a picture to an upright RGB picture.
+
+It handles grey, CMYK, 16-bit grey, palette and alpha pictures, and rotation by EXIF.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-MOST_PIXELS = 178_956_970  # twice Pillow's warning: where it, too, raises
+MOST_PIXELS = 178_956_970  # Pillow warns above half of this and raises above it; half of it is the limit here
 
 
 class BadImageError(Exception):
-    """A file that is no decodable picture; the text is the reason that `images.reason` keeps."""
+    """A file cannot be decoded as a picture. The text is the reason, which is stored in `images.reason`."""
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels after EXIF rotation, from the header alone. Raises BadImageError."""
+    """Read the width and height in pixels, after EXIF rotation, from the header alone. Raises BadImageError."""
     image = _open(data)
     turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def open_image(source: bytes | Path | str) -> Image.Image:
-    """Decodes a picture to mode RGB, upright. Transparent parts lie on white. Raises BadImageError with the reason."""
+    """Decode a picture to mode RGB, upright, with transparent parts on white. Raises BadImageError with the reason."""
     image = _open(source if isinstance(source, bytes) else _read(Path(source)))
     try:
         image.load()
@@ -39,7 +42,7 @@ def open_image(source: bytes | Path | str) -> Image.Image:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether a picture is a JPEG in grey or RGB that need not be turned. Raises BadImageError."""
+    """Return whether a picture is a grey or RGB JPEG without EXIF rotation. Raises BadImageError."""
     image = _open(data)
     return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
 
@@ -68,10 +71,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where the EXIF block is broken."""
+    """Return the EXIF orientation, or 1 (upright) if the EXIF block is broken."""
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # SyntaxError, struct.error, ...: from a block that says nothing about the pixels
+    except Exception:  # SyntaxError, struct.error, ...: a broken EXIF block does not make the pixels unusable
         return 1
 
 
@@ -88,7 +91,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
-    """16-bit grey: the full range onto 0..255, where Pillow's own conversion saturates."""
+    """Convert 16-bit grey by mapping the full range onto 0..255. Pillow's own conversion saturates above 255."""
     values = np.asarray(image).astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > 65_535):
         raise BadImageError("integer pixels beyond 16 bits have no agreed range")
@@ -97,4 +100,4 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text if "0x" not in text else type(error).__name__  # no addresses in a committed file
+    return text if "0x" not in text else type(error).__name__  # memory addresses must not get into a committed file

@@ -1,4 +1,7 @@
-"""Pictures as files on disk: `folder:PATH`, and `package:demo`, the photographs in the wheels of three packages."""
+"""Sources whose pictures are files on disk.
+
+They are `folder:PATH`, and `package:demo`, the photographs that three installed packages contain.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from store.errors import UsageError
 
 
 class FolderSource(Source):
-    """Every picture below a folder; the first folder of a path is its class."""
+    """Every picture below a folder. The first folder of a picture's relative path is its class."""
 
     def __init__(self, text: str, root: str, name: str) -> None:
         self.text, self.root, self.name = text, root, name
@@ -36,7 +39,7 @@ class FolderSource(Source):
 
 
 class DemoSource(Source):
-    """Some forty real photographs that come with foolbox (ImageNet), scikit-image and scikit-learn."""
+    """About forty real photographs that come with foolbox (from ImageNet), scikit-image and scikit-learn."""
 
     text, root = "package:demo", ""
 
@@ -59,19 +62,19 @@ def _pictures(root: Path) -> list[Path]:
     def unreadable(error: OSError) -> None:
         raise UsageError(f"dataset folder {error.filename} cannot be read: {error.strerror}")
 
-    found = []
+    pictures = []
     seen = {os.path.realpath(root)}
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
         real = {s: os.path.realpath(os.path.join(folder, s)) for s in subfolders if not s.startswith(".")}
         subfolders[:] = [s for s in real if real[s] not in seen]  # a link back to a folder above would never end
         seen |= set(real.values())
-        found += [Path(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    for path in found:
+        pictures += [Path(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    for path in pictures:
         try:
             str(path).encode()
         except UnicodeEncodeError:
             raise UsageError(f"file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
-    return found
+    return pictures
 
 
 _SKIMAGE = (
@@ -85,7 +88,7 @@ _SKLEARN = ("china.jpg", "flower.jpg")
 def _demo_entries() -> Iterable[Entry]:
     labels, synsets = imagenet_labels(), imagenet_synsets()
     for file in sorted((_package_folder("foolbox") / "data").glob("imagenet_*.jpg")):
-        index = int(file.stem.rpartition("_")[2])  # the class is in the name
+        index = int(file.stem.rpartition("_")[2])  # the file's name ends with the number of its class
         yield Entry(f"foolbox/data/{file.name}", ClassName(index, labels[index], synsets[index]))
     yield from (Entry(f"skimage/data/{n}", None) for n in _SKIMAGE)
     yield from (Entry(f"sklearn/datasets/images/{n}", None) for n in _SKLEARN)

@@ -1,4 +1,4 @@
-"""The ordered index of a dataset: every file with its SHA-256, size, class and whether its header reads."""
+"""The ordered index of a dataset: every file with its SHA-256, size, class, and whether its header can be read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ class Indexed:
     sha256: str
     length: int
     size: tuple[int, int] | None  # width, height
-    reason: str | None  # why it was rejected
+    reason: str | None  # why it was rejected; None if it was not
 
 
 def index_source(
     source: Source, entries: Sequence[Entry], threads: int, advance: Callable[[int], None] = lambda _: None
 ) -> list[Indexed]:
-    """Reads every picture once, in order of storage: its digest, and its size from the header. In order of entries."""
+    """Read every picture once, in storage order, for its digest and for its size from the header.
+
+    Returns one row per entry, in the order of the entries.
+    """
 
     def one(entry: Entry) -> Indexed:
         try:
@@ -39,20 +42,23 @@ def index_source(
 
     with ThreadPoolExecutor(threads) as pool:
         order = storage_order(entries)
-        found: dict[int, Indexed] = {}
-        for place, row in zip(order, pool.map(one, (entries[place] for place in order)), strict=True):
-            found[place] = row
+        rows: dict[int, Indexed] = {}
+        for position, row in zip(order, pool.map(one, (entries[position] for position in order)), strict=True):
+            rows[position] = row
             advance(1)
-        return [found[place] for place in range(len(entries))]
+        return [rows[position] for position in range(len(entries))]
 
 
 def storage_order(entries: Sequence[Entry]) -> list[int]:
-    """Places of entries by shard and offset; where there are no shards, as they are."""
+    """Return the positions of the entries sorted by shard and offset. Without shards, the order stays as it is."""
     return sorted(range(len(entries)), key=lambda i: (entries[i].source_file or "", entries[i].offset or 0))
 
 
 def limited(entries: Sequence[Entry], limit: int, per_class: int) -> list[Entry]:
-    """The first `per_class` of each class, then `limit` of all, spread evenly; 0 means no limit."""
+    """Keep the first `per_class` entries of each class, and then `limit` of all, spread evenly. 0 means no limit.
+
+    Entries without a class are not limited by `per_class`.
+    """
     if per_class:
         seen: dict[int | None, int] = {}
         kept = []
@@ -68,7 +74,7 @@ def limited(entries: Sequence[Entry], limit: int, per_class: int) -> list[Entry]
 
 
 def index_digest(rows: Sequence[Indexed]) -> str:
-    """SHA-256 over the ordered index: path, contents and class of every file."""
+    """Return the SHA-256 over the ordered index: path, contents and class of every file."""
     sha = hashlib.sha256()
     for row in rows:
         sha.update(f"{row.entry.path}\0{row.sha256}\0{row.entry.label}\n".encode())
@@ -76,11 +82,11 @@ def index_digest(rows: Sequence[Indexed]) -> str:
 
 
 def images_columns(dataset: str, rows: Sequence[Indexed]) -> dict[str, object]:
-    """The columns of `images`."""
+    """Return the columns of the table `images`."""
     labels = [r.entry.label for r in rows]
     position = [0] * len(rows)
-    for place, row in enumerate(storage_order([r.entry for r in rows])):
-        position[row] = place
+    for rank, image_id in enumerate(storage_order([r.entry for r in rows])):
+        position[image_id] = rank
     return {
         "dataset": dataset,
         "image_id": list(range(len(rows))),
@@ -101,11 +107,11 @@ def images_columns(dataset: str, rows: Sequence[Indexed]) -> dict[str, object]:
 
 
 def refuse_too_many(bad: Sequence[tuple[str, str]], total: int, most: float) -> None:
-    """Raises UsageError with the list where more than `most` (a share) of the pictures are bad."""
+    """Raise UsageError, which lists bad pictures, if their share of `total` is more than `most`."""
     if len(bad) > most * total:
         shown = "; ".join(f"{path}: {reason}" for path, reason in bad[:10])
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise UsageError(
             f"{len(bad)} of {total} pictures cannot be decoded, more than max_bad_fraction = {most:g} allows "
-            f"(mend them, or raise it in [dataset]): {shown}{more}"
+            f"(repair or remove them, or raise it in [dataset]): {shown}{more}"
         )

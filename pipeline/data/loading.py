@@ -1,4 +1,4 @@
-"""Pictures to batches of uint8 pixels: threads decode ahead of the network, in order."""
+"""Loading: from pictures to batches of uint8 pixels, in order. Threads decode ahead of the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from pipeline.data.decode import BadImageError, open_image
 from pipeline.runtime.timing import propagate_timing, timed
 
-AHEAD = 3  # batches being decoded while one is in the network
+AHEAD = 3  # batches that are decoded at a time, ahead of the network
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`pixels`: uint8 [batch, channels, H, W], short batches padded with zeros; the first len(ids) rows are real."""
+    """One batch of pictures.
+
+    `pixels` is uint8 [batch, channels, H, W]. Its first len(ids) rows are pictures; the others are zeros, which pad
+    short batches. It is empty if no picture of the batch could be decoded.
+    """
 
     ids: NDArray[np.int64]
     pixels: NDArray[np.uint8]
@@ -32,9 +36,9 @@ def batches(
     batch_size: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Batch]:
-    """Batches of `batch_size` files in order, decoded in a pool; a file that cannot be leaves its batch short.
+    """Yield batches of `batch_size` files in order, decoded in a pool. A file that cannot be decoded is left out.
 
-    Batches are cut by place in `ids`, so that a bad file moves no other picture into another batch.
+    Batches are cut by position in `ids`, so that a bad file does not move other pictures into another batch.
     """
 
     @propagate_timing
@@ -62,9 +66,9 @@ def batches(
                 future.cancel()
 
 
-def _batch(ids: Sequence[int], found: list[NDArray[np.uint8] | str], batch_size: int) -> Batch:
-    good = [(i, f) for i, f in zip(ids, found, strict=True) if not isinstance(f, str)]
-    bad = tuple((int(i), f) for i, f in zip(ids, found, strict=True) if isinstance(f, str))
+def _batch(ids: Sequence[int], decoded: list[NDArray[np.uint8] | str], batch_size: int) -> Batch:
+    good = [(i, f) for i, f in zip(ids, decoded, strict=True) if not isinstance(f, str)]
+    bad = tuple((int(i), f) for i, f in zip(ids, decoded, strict=True) if isinstance(f, str))
     if not good:
         return Batch(np.zeros(0, np.int64), np.zeros((0, 0, 0, 0), np.uint8), bad)
     stacked = np.zeros((batch_size, *good[0][1].shape), np.uint8)

@@ -1,6 +1,7 @@
-"""`parquet:PATTERN`: pictures as bytes in a column, a class in another, as Hugging Face datasets keep ImageNet.
+"""The source `parquet:PATTERN`: one column holds the bytes of pictures and another their classes.
 
-A picture's place is its row. Files are read a row group at a time, the last few of which are kept.
+Hugging Face datasets store ImageNet this way. A picture's offset is its row in the file. Files are read one row group
+at a time, and the last few row groups stay in memory.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from store.errors import UsageError
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "bytes", "picture")
 LABELS = ("label", "labels", "fine_label", "class", "cls", "class_index", "target", "synset", "wnid")
-KEPT = 4  # row groups: a thread or two ahead of the others
+KEPT = 4  # row groups in memory, because some threads are ahead of others
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns hold the bytes, a path beside them, and the class; `names` of the classes where the file tells."""
+    """The columns that hold the bytes, the path and the class; `path` and `label` are None if there is no such column.
+
+    `names` are the names of the classes, if the file's metadata has them.
+    """
 
     image: str
     path: str | None
@@ -61,7 +65,7 @@ class ParquetSource(ShardedSource):
 
     def read(self, entry: Entry) -> bytes:
         if entry.source_file is None or entry.offset is None:
-            raise ValueError(f"{entry.path}: an entry of a Parquet file has its row")
+            raise ValueError(f"{entry.path}: an entry of a Parquet file must have a file and a row")
         starts = self._starts(entry.source_file)
         group = int(np.searchsorted(starts, entry.offset, side="right")) - 1
         data = self._group(entry.source_file, group)[entry.offset - int(starts[group])].as_py()
@@ -70,7 +74,7 @@ class ParquetSource(ShardedSource):
         return bytes(data)
 
     def _group(self, file: str, group: int) -> pa.Array:
-        with self._lock:  # one thread reads a group, the others wait for it
+        with self._lock:  # one thread reads a row group and the others wait for it
             if (file, group) in self._groups:
                 self._groups.move_to_end((file, group))
                 return self._groups[file, group]
@@ -80,11 +84,11 @@ class ParquetSource(ShardedSource):
                     table = parquet.read_row_group(group, columns=[column])
             except (pa.ArrowException, OSError) as error:
                 raise OSError(5, f"{file}, row group {group}: {error}") from error
-            found = table.flatten().column(column).combine_chunks()
-            self._groups[file, group] = found
+            pictures = table.flatten().column(column).combine_chunks()
+            self._groups[file, group] = pictures
             while len(self._groups) > KEPT:
                 self._groups.popitem(last=False)
-            return found
+            return pictures
 
     @functools.cache  # noqa: B019  (a source lives as long as its process)
     def _starts(self, file: str) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -105,9 +109,9 @@ class ParquetSource(ShardedSource):
                 f"path; it has {', '.join(f'{f.name} ({f.type})' for f in schema)}"
             )
         label = next((n for n in LABELS if n in schema.names), None)
-        kind = schema.field(image).type
-        if pa.types.is_struct(kind):
-            inside = {f.name for f in kind}
+        image_type = schema.field(image).type
+        if pa.types.is_struct(image_type):
+            inside = {f.name for f in image_type}
             beside = f"{image}.path" if "path" in inside else None
             return _Columns(f"{image}.bytes", beside, label, _class_label(schema, label))
         beside = next((n for n in ("path", "file_name", "filename", "image_path") if n in schema.names), None)
@@ -123,14 +127,14 @@ class ParquetSource(ShardedSource):
         return [(file, row, p, y) for row, (p, y) in enumerate(zip(paths, labels, strict=True))]
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _holds_bytes(column_type: pa.DataType) -> bool:
+    if pa.types.is_struct(column_type):
+        return any(f.name == "bytes" and _holds_bytes(f.type) for f in column_type)
+    return bool(pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type))
 
 
 def _class_label(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    """The names of a Hugging Face ClassLabel, from the file's own metadata."""
+    """Return the names of a Hugging Face ClassLabel from the file's metadata, or None if it has none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(n) for n in features[label]["names"])
@@ -139,7 +143,10 @@ def _class_label(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None
 
 
 def _paths(rows: list[tuple[str, int, str | None, Any]]) -> list[str]:
-    """The path kept beside each picture, told apart by file where that is needed; else file and row."""
+    """Return the paths of the pictures: as stored beside them if these are unique, else with the file's name before.
+
+    If a path is missing, or paths repeat within a file, the paths are FILE/ROW.
+    """
     for path in ([r[2] for r in rows], [f"{r[0]}/{r[2]}" if r[2] else None for r in rows]):
         if all(path) and len(set(path)) == len(path):
             return [str(p) for p in path]
@@ -153,14 +160,14 @@ def _labels(values: list[Any], names: tuple[str, ...] | None) -> list[ClassName 
         return [None if v is None else of_name[v] for v in values]
     if not all(isinstance(v, int) for v in known):
         raise UsageError(
-            f"labels are of types {', '.join(sorted({type(v).__name__ for v in known}))}: int or text only"
+            f"labels are of types {', '.join(sorted({type(v).__name__ for v in known}))}: expected all int or all text"
         )
     beyond = [v for v in known if names and v >= len(names)]
     if beyond:
         raise UsageError(f"label {max(beyond)} is beyond the {len(names or ())} classes that the file's metadata names")
     synsets = class_names(names) if names else {}
     if not any(c.synset and c.label != c.synset for c in synsets.values()):
-        synsets = {}  # plain names keep the number that the column gives them
+        synsets = {}  # plain names keep the class numbers of the column
     classes = {v: synsets.get(names[v], ClassName(v, names[v], None)) if names else ClassName(v, str(v), None)
                for v in known if v >= 0}  # fmt: skip
     return [classes.get(v) for v in values]

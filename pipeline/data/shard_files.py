@@ -1,4 +1,7 @@
-"""Sources of shards: files named by a pattern, with `*` and `?` or ranges in braces, `train-{000..146}.tar`."""
+"""Sources whose pictures are in shard files, named by a pattern.
+
+A pattern has `*` and `?`, or ranges in braces such as `train-{000..146}.tar`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Shards:
-    """`files`: paths relative to `root`, sorted; `sizes` in bytes."""
+    """The shard files of a source. `files` are sorted paths relative to `root`; `sizes` are in bytes."""
 
     root: str
     files: tuple[str, ...]
@@ -29,7 +32,7 @@ class Shards:
 
 
 class ShardedSource(Source):
-    """Pictures in a few large files. `kind` is what the config calls it."""
+    """A source whose pictures are in a few large files. `kind` is its prefix in the config, e.g. webdataset."""
 
     kind: str
 
@@ -46,31 +49,34 @@ class ShardedSource(Source):
         return self.shards.root
 
     def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
-        """Of the shards' names and sizes: a worker need not read every shard's contents again."""
+        """Return the SHA-256 of the shards' names and sizes, so that a worker need not read all shards again."""
         return text_digest(f"{f}\0{s}" for f, s in zip(self.shards.files, self.shards.sizes, strict=True))
 
 
 def find_shards(pattern: str, kind: str) -> Shards:
-    """Raises UsageError where a pattern finds nothing, or where a shard that braces name is not there."""
+    """Find the shard files that a pattern names.
+
+    Raises UsageError if the pattern matches no file, if a shard that braces name does not exist, or for a URL or pipe.
+    """
     if "://" in pattern or pattern.startswith("pipe:") or "|" in pattern:
         raise UsageError(
-            f"dataset source {kind}:{pattern}: only files can be read, by place: copy the shards to a disk"
+            f"dataset source {kind}:{pattern}: only files can be read, by place: copy the shards to a local disk"
         )
     root = os.path.dirname(re.split(r"[*?\[{]", pattern, maxsplit=1)[0])
-    found: set[str] = set()
-    for one in expand_braces(pattern):
-        matched = glob.glob(one, recursive=True)
-        if not matched and pattern != one:
-            raise UsageError(f"dataset source {kind}:{pattern}: {one} does not exist")
-        found |= {p for p in matched if os.path.isfile(p)}
-    if not found:
+    paths: set[str] = set()
+    for expanded in expand_braces(pattern):
+        matched = glob.glob(expanded, recursive=True)
+        if not matched and pattern != expanded:
+            raise UsageError(f"dataset source {kind}:{pattern}: {expanded} does not exist")
+        paths |= {p for p in matched if os.path.isfile(p)}
+    if not paths:
         raise UsageError(f"dataset source {kind}:{pattern} matches no file (relative paths count from {Path.cwd()})")
-    files = tuple(sorted(os.path.relpath(p, root or ".").replace(os.sep, "/") for p in found))
+    files = tuple(sorted(os.path.relpath(p, root or ".").replace(os.sep, "/") for p in paths))
     return Shards(root, files, tuple((Path(root) / f).stat().st_size for f in files))
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{00..02}b` and `{x,y}` as a shell expands them, leading zeros kept."""
+    """Expand `a{00..02}b` and `{x,y}` as a shell does, and keep leading zeros."""
     match = _BRACES.search(pattern)
     if not match:
         return [pattern]

@@ -1,4 +1,4 @@
-"""What a source of pictures is: entries in order, and the bytes of one."""
+"""The interface of a source of pictures: entries in order, and the bytes of each."""
 
 from __future__ import annotations
 
@@ -19,36 +19,40 @@ class ClassName:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture: its path relative to the source's root, its class where the layout tells one, and where it lies
-    in a shard: a byte offset in a tar, a row in a Parquet file."""
+    """One picture: its path relative to the source's root, its class if the source tells it, and its position.
+
+    `source_file` is the shard that holds it, if any. `offset` is its byte offset in a tar or its row in a Parquet file.
+    """
 
     path: str
     label: ClassName | None
     source_file: str | None = None
     offset: int | None = None
-    length: int | None = None  # bytes, where the source tells without reading
+    length: int | None = None  # bytes; None if the source would have to read the picture to tell
 
 
 class Source(ABC):
-    """Pictures in some place. `root` is as the config gave it; paths and shards are relative to it."""
+    """A source of pictures. `root` is as the config gave it; paths and shards are relative to it."""
 
-    text: str  # as in the config
-    name: str  # of the dataset, a slug
+    text: str  # the source as written in the config
+    name: str  # the dataset's name, a slug
     root: str
 
     @property
     @abstractmethod
     def entries(self) -> tuple[Entry, ...]:
-        """Sorted by class, then path; read once."""
+        """All pictures, sorted by class and then by path. They are listed once and kept."""
 
     @abstractmethod
     def read(self, entry: Entry) -> bytes:
-        """The bytes of one picture; from any thread. Raises OSError."""
+        """Read the bytes of one picture. Any thread may call it. Raises OSError."""
 
     def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
-        """SHA-256 of what can be compared without reading pictures: an index made from another listing is refused.
+        """Return a SHA-256 over what can be listed without reading pictures.
 
-        `chosen` gives the entries that the config's limits leave."""
+        It tells whether an existing index was made from the same listing; otherwise the index is refused. `chosen`
+        returns the entries that remain after the config's limits.
+        """
         return text_digest(f"{entry.path}\0{entry.label}" for entry in chosen())
 
 
@@ -61,7 +65,10 @@ def in_order_of_class(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def class_names(names: Iterable[str]) -> dict[str, ClassName]:
-    """Classes of folder or label names: ImageNet synsets get their standard index, other names their rank."""
+    """Return the classes of folder or label names.
+
+    If all names are ImageNet synsets, they get their standard index. Otherwise each gets its rank among sorted names.
+    """
     ordered = sorted(set(names))
     if ordered and all(SYNSET.fullmatch(f) for f in ordered):
         synsets = {s: i for i, s in enumerate(imagenet_synsets())}

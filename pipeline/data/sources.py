@@ -1,4 +1,4 @@
-"""Where pictures come from: `folder:PATH`, `webdataset:PATTERN`, `parquet:PATTERN`, `package:demo`."""
+"""Opens a source of pictures: `folder:PATH`, `webdataset:PATTERN`, `parquet:PATTERN` or `package:demo`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from store.errors import UsageError
 
 
 def open_source(text: str, name: str = "") -> Source:
-    """A source by its text in a config; `name` of the dataset, else made from the path. Nothing is read yet."""
+    """Open a source by its text in a config. No file is read yet. Raises UsageError if the text is of no known form.
+
+    `name` is the dataset's name; if it is empty, the name is made from the path.
+    """
     kind, _, rest = text.partition(":")
     if text == "package:demo":
         return DemoSource(name or "demo")

@@ -1,7 +1,8 @@
-"""`webdataset:PATTERN`: uncompressed tar shards, read at the offsets that the index found and never extracted.
+"""The source `webdataset:PATTERN`: uncompressed tar shards, read at the offsets in the index and never extracted.
 
-A sample's files share a name up to the first dot of its last part. Its class is in a `.cls` file (a number), in a
-`.json` file (`class_index`, `cls` or `label`; `synset`), or in the first folder of its path.
+The files of a sample share their folder and their file name up to its first dot. The class of a sample is in a `.cls`
+file (a number), in a `.json` file (`class_index`, `cls` or `label`; `synset` or `wnid`), or it is the first folder of
+its path.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class WebDatasetSource(ShardedSource):
 
     def read(self, entry: Entry) -> bytes:
         if entry.source_file is None or entry.offset is None or entry.length is None:
-            raise ValueError(f"{entry.path}: an entry of a tar has its place")
-        file = self._file(entry.source_file)  # held until it is read, even if another thread's file takes its place
+            raise ValueError(f"{entry.path}: an entry of a tar must have a file, an offset and a length")
+        file = self._file(entry.source_file)  # this reference keeps it open even if the cache drops it
         data = os.pread(file.fileno(), entry.length, entry.offset)
         if len(data) < entry.length:
             raise OSError(5, f"{entry.source_file} ends before the picture does")
@@ -57,11 +58,11 @@ class WebDatasetSource(ShardedSource):
         path = self.shards.path(file)
         with path.open("rb") as raw:
             head = raw.read(6)
-        for magic, kind in _COMPRESSED.items():
+        for magic, compression in _COMPRESSED.items():
             if head.startswith(magic):
                 raise UsageError(
-                    f"{path} is compressed ({kind}): pictures are read by their place in the file, which a compressed "
-                    "tar does not have; pictures hardly compress, so write the shards as plain tar"
+                    f"{path} is compressed ({compression}), but pictures are read at their offsets, which only a plain "
+                    "tar has: write the shards as plain tar (pictures hardly compress)"
                 )
         samples: dict[str, _Sample] = {}
         try:
@@ -97,23 +98,26 @@ def _take(samples: dict[str, _Sample], file: str, member: tarfile.TarInfo, body:
 
 
 def _body(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    found = tar.extractfile(member)
-    return found.read() if found else b""
+    file = tar.extractfile(member)
+    return file.read() if file else b""
 
 
 def _classified(samples: list[_Sample]) -> list[Entry]:
-    """Entries with the class that numbers, JSON or folders tell, in that order of trust."""
+    """Return entries with their classes, told by numbers if there are any, else by names in JSON, else by folders."""
     keys = [_key(sample) for sample in samples]
     names = class_names(k for k in keys if isinstance(k, str))
-    found = []
+    entries = []
     for sample, key in zip(samples, keys, strict=True):
         label = key if isinstance(key, ClassName) else names[key] if key is not None else None
-        found += [Entry(p.path, label, p.source_file, p.offset, p.length) for p in sample.pictures]
-    return found
+        entries += [Entry(p.path, label, p.source_file, p.offset, p.length) for p in sample.pictures]
+    return entries
 
 
 def _key(sample: _Sample) -> ClassName | str | None:
-    """The class itself, or the name that tells it among all names."""
+    """Return the class of a sample if it has a number, else the name of its class, or None if it has no class.
+
+    The name is a synset or label in its JSON, or its first folder.
+    """
     facts = sample.facts
     synset = next((str(facts[k]) for k in ("synset", "wnid") if isinstance(facts.get(k), str)), None)
     number = next((facts[k] for k in ("class_index", "cls", "label") if type(facts.get(k)) is int), sample.cls)
@@ -122,20 +126,23 @@ def _key(sample: _Sample) -> ClassName | str | None:
         return ClassName(number, str(label or number), synset) if number >= 0 else None
     if synset or label:
         return str(synset or label)
-    if facts.get("class_index", 0) is None:  # said to have none
+    if facts.get("class_index", 0) is None:  # the JSON says that it has no class
         return None
     folder, _, rest = sample.pictures[0].path.partition("/")
     return folder if rest else None
 
 
 def _distinct(entries: list[Entry]) -> list[Entry]:
-    """Paths told apart by their shard where several shards hold the same name."""
+    """Return the entries; if paths repeat between shards, put the shard's name before every path.
+
+    Raises UsageError if one shard holds two pictures with the same path.
+    """
     if len({e.path for e in entries}) == len(entries):
         return entries
-    found = [Entry(f"{e.source_file}/{e.path}", e.label, e.source_file, e.offset, e.length) for e in entries]
+    renamed = [Entry(f"{e.source_file}/{e.path}", e.label, e.source_file, e.offset, e.length) for e in entries]
     seen: set[str] = set()
-    for entry in found:
+    for entry in renamed:
         if entry.path in seen:
-            raise UsageError(f"{entry.source_file} holds two pictures of one name: {entry.path}")
+            raise UsageError(f"{entry.source_file} holds two pictures of the same name: {entry.path}")
         seen.add(entry.path)
-    return found
+    return renamed
