@@ -1,4 +1,4 @@
-"""Models: any torch vision network with its weights, preprocessing and labels."""
+"""Models: a vision network of torch with its weights, preprocessing and labels."""
 
 from pipeline.models.opening import Model, open_model
 from pipeline.models.preprocessing import Preprocess

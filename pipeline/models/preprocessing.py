@@ -1,4 +1,7 @@
-"""A model's own preprocessing, split where it pays: pixels (uint8, before the queue) and normalization (per batch)."""
+"""The preprocessing of a model, in two parts: pixels (uint8, per picture, in the decoding threads) and normalization.
+
+Normalization is done per batch, on the device of the network, so that threads pass on bytes instead of floats.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from store.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MOST_RESIZED = 50_000_000  # pixels of a resized picture: a thin strip would take gigabytes before it is cropped
+MOST_RESIZED = 50_000_000  # pixels of a resized picture; without a limit, a thin strip would take gigabytes
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -30,10 +33,10 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """PIL image -> float32 tensor [channels, height, width] as the network takes it.
+    """PIL image -> float32 tensor [channels, height, width], which is the input of the network.
 
-    The short side is resized to `resize` (both sides to the input size where `squash`), the centre is cropped,
-    values become 0..1, then `(x - mean) / std` a channel.
+    The short side is resized to `resize` pixels, or both sides to the input size if `squash` is set. Then the centre is
+    cropped, values are scaled to 0..1, and each channel becomes `(x - mean) / std`.
     """
 
     height: int = 224
@@ -48,20 +51,22 @@ class Preprocess:
         if self.interpolation not in RESAMPLING:
             raise UsageError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if len(self.mean) != len(self.std) or not self.mean:
-            raise UsageError(f"mean and std must have as many entries, found {len(self.mean)} and {len(self.std)}")
+            raise UsageError(f"mean and std need equally many entries, found {len(self.mean)} and {len(self.std)}")
 
     @property
     def channels(self) -> int:
         return len(self.mean)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The resized and cropped picture, uint8 [channels, height, width]; of 1 or 3 channels, as files have.
+        """Resize and crop a picture: uint8 [channels, height, width].
 
-        Resized by torch on bytes, ten times as fast as Pillow: no value is further than 2 of 255 from Pillow's.
+        torch resizes the bytes, which is ten times as fast as Pillow; no value differs from Pillow's by more than 2 of
+        255. Raises UsageError if the network takes neither 1 nor 3 channels, and BadImageError if the resized picture
+        would be too large.
         """
         if self.channels not in (1, 3):
             raise UsageError(
-                f"this network takes {self.channels} channels: pictures have 1 or 3, so it cannot be scanned"
+                f"this network takes {self.channels} channels, but pictures have 1 or 3: it cannot be scanned"
             )
         image = image.convert("L" if self.channels == 1 else "RGB")
         size = self._resized(image.width, image.height)
@@ -72,13 +77,13 @@ class Preprocess:
         return _center_crop(_resize(image, size, self.interpolation), self.height, self.width)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """[N, channels, H, W] in 0..1 -> the same shape as the network takes it."""
+        """Normalize pictures [N, channels, H, W] with values in 0..1: subtract the mean and divide by the deviation."""
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         return (x - mean) / std
 
     def resized(self, x: Tensor) -> Tensor:
-        """Pictures [n, channels, h, w] at the network's input size, bilinear, antialiased where that is smaller."""
+        """Resize pictures [n, channels, h, w] to the network's input size: bilinear, antialiased if a side shrinks."""
         size = (self.height, self.width)
         if tuple(x.shape[2:]) == size:
             return x
@@ -100,20 +105,20 @@ class Preprocess:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
-    """uint8 [channels, H, W] of a picture at another (width, height)."""
+    """Resize a picture to `size`, (width, height). Returns uint8 [channels, H, W]."""
     if size != image.size and interpolation not in ("bilinear", "bicubic"):
         image = image.resize(size, RESAMPLING[interpolation])
     array = np.array(image)
     array = (array[:, :, None] if array.ndim == 2 else array).transpose(2, 0, 1)
     if size == image.size:
         return array
-    x = torch.from_numpy(array)[None]  # channels last in memory: torch's fast path
-    found = F.interpolate(x, size[::-1], mode=interpolation, antialias=True, align_corners=False)
-    return np.asarray(found[0].numpy())
+    x = torch.from_numpy(array)[None]  # channels last in memory, for which torch has a fast path
+    resized = F.interpolate(x, size[::-1], mode=interpolation, antialias=True, align_corners=False)
+    return np.asarray(resized[0].numpy())
 
 
 def _center_crop(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """As torchvision's: rounds half to even, pads with black where the picture is smaller than the crop."""
+    """Crop the centre as torchvision does: round half to even, and pad with black if the picture is too small."""
     down, across = max(height - picture.shape[1], 0), max(width - picture.shape[2], 0)
     if down or across:
         top, left = down // 2, across // 2
@@ -123,14 +128,14 @@ def _center_crop(picture: NDArray[np.uint8], height: int, width: int) -> NDArray
 
 
 def from_torchvision(preset: Any) -> Preprocess:
-    """From a torchvision `ImageClassification` preset."""
+    """Convert a torchvision `ImageClassification` preset."""
     crop, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
     interpolation = str(preset.interpolation.value)
     return Preprocess(crop, crop, resize, False, interpolation, tuple(preset.mean), tuple(preset.std))
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocess:
-    """From timm's resolved data config (`timm.data.resolve_data_config`)."""
+    """Convert timm's resolved data config (`timm.data.resolve_data_config`). Raises UsageError for its crop mode."""
     _, height, width = config["input_size"]
     mode = config.get("crop_mode", "center")
     if mode not in ("center", "squash"):
@@ -143,7 +148,10 @@ def from_timm(config: Mapping[str, Any]) -> Preprocess:
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
-    """From what a `python:` factory returned beside its network."""
+    """Convert the dict that a `python:` factory returned beside its network.
+
+    Raises UsageError, which begins with `where`, for an unknown key or a value of the wrong type.
+    """
     known = {f.name for f in fields(Preprocess)}
     for key in values:
         if key not in known:
@@ -155,7 +163,7 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
         )
         if not isinstance(value, wanted) or (isinstance(value, int) and wanted is int and value < 1):
             raise UsageError(f"{where}: preprocessing {key} = {value!r}: expected {_EXPECTED[wanted]}")
-    if "height" in plain or "width" in plain:  # one of them is a square; no margin is cut unless asked for
+    if "height" in plain or "width" in plain:  # one alone means a square; without `resize`, no margin is cut
         plain.setdefault("height", plain.get("width"))
         plain.setdefault("width", plain["height"])
         plain.setdefault("resize", min(plain["height"], plain["width"]))
@@ -163,7 +171,7 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
 
 
 _EXPECTED = {
-    tuple: "a list of numbers, one a channel",
+    tuple: "a list of numbers, one per channel",
     str: "a word",
     bool: "true or false",
     int: "a whole number above 0",

@@ -1,4 +1,4 @@
-"""Weights from a file or a package: never code, only tensors."""
+"""Weights from a file or a package. Only tensors are read; code in a file is never run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file. Pickles are read with `weights_only=True`, so that a file cannot run code."""
+    """Read the state dict in a file. Pickles are read with `weights_only=True`, so that a file cannot run code.
+
+    Raises UsageError if the file is missing, cannot be read or holds no state dict.
+    """
     if not path.is_file():
         raise UsageError(f"weights {path} is no file: give a .pth or .safetensors file, an enum name or random:SEED")
     try:
@@ -27,10 +30,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             return dict(load_file(str(path)))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any of a dozen types, from three libraries
+    except Exception as error:  # three libraries raise a dozen types of exceptions
         raise UsageError(
-            f"weights {path} cannot be read as tensors only ({type(error).__name__}): save a state dict, "
-            "torch.save(network.state_dict(), FILE), or a .safetensors file"
+            f"weights {path} cannot be read as tensors only ({type(error).__name__}): save a state dict with "
+            "torch.save(network.state_dict(), FILE), or as a .safetensors file"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -42,7 +45,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def package_file(name: str) -> Path:
-    """The one weights file that an installed package carries."""
+    """Return the one weights file in an installed package. Raises UsageError if there is none or more than one."""
     if not name.replace("-", "_").isidentifier():  # a dotted name would import its parent
         raise UsageError(f"weights package:{name}: expected the name of an installed package")
     spec = importlib.util.find_spec(name.replace("-", "_"))
@@ -56,21 +59,21 @@ def package_file(name: str) -> Path:
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Loads strictly; a mismatch is one line that names the first few parameters."""
+    """Load a state dict strictly. Raises UsageError, which names the first few parameters that do not match."""
     wanted = network.state_dict()
     missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     shapes = sorted(n for n in set(wanted) & set(state) if wanted[n].shape != state[n].shape)
     if missing or extra or shapes:
         parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
-        said = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in parts if names)
-        raise UsageError(f"weights {where} do not fit the network: {said}")
+        reason = "; ".join(f"{len(names)} {problem} ({', '.join(names[:3])})" for problem, names in parts if names)
+        raise UsageError(f"weights {where} do not fit the network: {reason}")
     complete = OrderedDict(state)
     set_state_versions(complete, state_versions(state) or state_versions(wanted))
     network.load_state_dict(complete)
 
 
 def digest(network: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer: name, dtype, shape and bytes, in state-dict order."""
+    """Return the SHA-256 over all parameters and buffers: name, dtype, shape and bytes, in state-dict order."""
     sha = hashlib.sha256()
     for name, value in network.state_dict().items():
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
