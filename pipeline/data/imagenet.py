@@ -1,10 +1,11 @@
-"""ImageNet's thousand classes: labels come with torchvision, synsets with timm."""
+"""The 1000 classes of ImageNet: their labels come from torchvision, their synsets from timm."""
 
 from __future__ import annotations
 
 import functools
 import re
 
+from pipeline.compat import imagenet as compat
 from store.errors import UsageError
 
 IMAGENET = "imagenet-1k"
@@ -13,19 +14,16 @@ SYNSET = re.compile(r"n\d{8}")
 
 @functools.cache
 def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 short English labels in the standard order; two of them stand twice (crane, maillot)."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+    """Return the 1000 short English labels in the standard order. Two labels occur twice: crane and maillot."""
+    return compat.labels()
 
 
 @functools.cache
 def imagenet_synsets() -> tuple[str, ...]:
-    """The 1000 WordNet ids in the standard order."""
+    """Return the 1000 WordNet ids in the standard order. Raises UsageError if timm is not installed."""
     try:
-        from timm.data import ImageNetInfo
+        return compat.synsets()
     except ImportError:
         raise UsageError(
-            "folders are ImageNet synsets, whose order comes with timm: pip install 'unitscope[timm]'"
+            "the dataset's classes are ImageNet synsets, whose order comes with timm: pip install 'unitscope[timm]'"
         ) from None
-    return tuple(ImageNetInfo("imagenet-1k").label_names())

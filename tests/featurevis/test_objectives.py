@@ -307,7 +307,7 @@ def test_names_of_units() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: objectives.channel("l", 5), "l:5: this layer has channels 0 to 4"),
+        (lambda: objectives.channel("l", 5), "l:5: layer [^ ]+ has channels 0 to 4"),
         (lambda: objectives.channel("l", [1, 2]), "2 channels of l for a batch of 4"),
         (lambda: objectives.channel("l", 1, batch=4), "batch = 4: this batch has pictures 0 to 3"),
         (lambda: objectives.channel("l", [1, 2]) + objectives.channel("l", [1, 2, 3]), "2 and 3 do not go together"),
