@@ -58,7 +58,8 @@ def _parse_shard(_: click.Context, __: click.Parameter, value: str | None) -> tu
 @click.option(
     "--shard", metavar="I/N", callback=_parse_shard, help="Process shards I, I+N, I+2N, ... of the one --stage given."
 )
-@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Run on this machine or on a Ray cluster.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of worker processes, one per GPU; with "
               "ray, of tasks at a time.  [default: from the config; with ray: as many as fit]")  # fmt: skip
 @click.option("--address", metavar="HOST:PORT", help="Address of a running Ray cluster, or auto.  [default: "

@@ -127,7 +127,7 @@ def test_tables_are_those_of_the_folder(kind: str, sources: dict[str, str], fold
 
 
 def test_shards_run_over_storage_order(sources: dict[str, str], tmp_path: Path) -> None:
-    job = Job(_job(sources["shuffled"], tmp_path / "store").config, tmp_path / "store", progress=False)
+    job = Job(_job(sources["shuffled"], tmp_path / "store").spec.config, tmp_path / "store", progress=False)
     images = job.dataset.images.to_pandas().set_index("image_id")
     stored = images.sort_values("position")
     assert list(zip(stored["source_file"], stored["offset"], strict=True)) == sorted(
@@ -141,12 +141,12 @@ def test_another_batch_size_gives_the_same_but_for_rounding(
     sources: dict[str, str], folder_job: Job, tmp_path: Path
 ) -> None:
     other = _job(sources["folder"], tmp_path / "store", batch=5)
-    ours, theirs = (pd.read_parquet(j.root / layout.table(j.run, "units")) for j in (folder_job, other))
+    ours, theirs = (pd.read_parquet(j.store.root / layout.table(j.store.run, "units")) for j in (folder_job, other))
     sd = np.sqrt(ours["variance"]) + 1e-12
     assert ((ours["mean"] - theirs["mean"]).abs() <= 1e-5 * sd).all()
     assert ((np.sqrt(ours["variance"]) - np.sqrt(theirs["variance"])).abs() <= 1e-5 * sd).all()
     keys = ["layer", "channel", "direction", "rank"]
-    a, b = (pd.read_parquet(j.root / layout.table(j.run, "top_examples")) for j in (folder_job, other))
+    a, b = (pd.read_parquet(j.store.root / layout.table(j.store.run, "top_examples")) for j in (folder_job, other))
     both = a.merge(b, on=keys, suffixes=("", "_other"))
     assert len(both) == len(a) == len(b)
     near = (both["value"] - both["value_other"]).abs() <= 1e-5 * np.maximum(both["value"].abs(), 1)

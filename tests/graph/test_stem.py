@@ -40,7 +40,7 @@ def test_halves_are_the_whole() -> None:
     found = split_stem(network.module, network.sizes())
     assert found is not None
     first, second = found
-    assert next(reversed(first.graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
+    assert next(iter(reversed(first.graph.nodes))).args[0].name == "max_pool2d"  # type: ignore[union-attr]
     x = torch.randn(6, 3, 16, 16)
     assert torch.equal(second(torch.cat([first(piece) for piece in x.split(2)])), network.module(x))
     assert not hasattr(second, "first"), "each half has what it needs"
@@ -70,7 +70,7 @@ def test_cut_where_pictures_lie_along_the_first_axis() -> None:
     found = _graph(_Transposed())
     cut = split_stem(found.module, found.sizes())
     assert cut is not None
-    assert next(reversed(cut[0].graph.nodes)).args[0].name == "max_pool2d"  # type: ignore[union-attr]
+    assert next(iter(reversed(cut[0].graph.nodes))).args[0].name == "max_pool2d"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("source", ["torchvision:googlenet", "torchvision:resnet18", "timm:tf_efficientnet_lite0"])
@@ -82,7 +82,7 @@ def test_measured_in_pieces(source: str, layers: str, monkeypatch: pytest.Monkey
     """
     model = open_model(source, "random:0")
     in_pieces = Measurer(model, layers)
-    monkeypatch.setattr(graph, "halves", lambda *_: None)
+    monkeypatch.setattr(graph, "split_stem", lambda *_: None)
     whole = Measurer(model, layers)
     assert in_pieces._pieces is not None
     assert whole._pieces is None

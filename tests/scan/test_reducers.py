@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.scan import batch_statistics
-from pipeline.scan.batch_statistics import check_finite, empty, reduce_numba, reduce_torch
+from pipeline.scan.batch_statistics import check_finite, empty
+from pipeline.scan.reduce import Reducer
+from pipeline.scan.reduce.cpu import reduce_numba
+from pipeline.scan.reduce.torch import reduce_torch
 from store.errors import UsageError
 
 REDUCERS = [reduce_numba, reduce_torch]
@@ -31,7 +33,7 @@ def _layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "shape", [(3, 5, 7, 9), (2, 300, 4, 4), (4, 17, 1, 1), (1, 8, 1, 6), (2, 3, 6, 1), (2, 1, 5, 5)]
 )
-def test_against_numpy(reduce: batch_statistics.Reducer, shape: tuple[int, ...]) -> None:
+def test_against_numpy(reduce: Reducer, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(sum(shape))
     values = np.round(rng.standard_normal(shape), 1).astype(np.float32)  # ties, zeros and both signs
     flat = values.reshape(*shape[:2], -1)
@@ -56,7 +58,7 @@ def test_against_numpy(reduce: batch_statistics.Reducer, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize("reduce", REDUCERS)
-def test_a_constant_far_from_zero_has_no_variance(reduce: batch_statistics.Reducer) -> None:
+def test_a_constant_far_from_zero_has_no_variance(reduce: Reducer) -> None:
     values = torch.full((2, 3, 9, 7), 5.9)
     buffers = empty(2, 3)
     reduce(values, slice(0, 3), False, buffers)
@@ -68,7 +70,7 @@ def test_a_constant_far_from_zero_has_no_variance(reduce: batch_statistics.Reduc
 
 @pytest.mark.parametrize("reduce", REDUCERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_named(reduce: batch_statistics.Reducer, bad: float) -> None:
+def test_what_is_not_finite_is_named(reduce: Reducer, bad: float) -> None:
     values = torch.zeros(2, 3, 4, 4)
     values[1, 2, 3, 3] = bad
     buffers = empty(2, 3)

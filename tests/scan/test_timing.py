@@ -17,7 +17,6 @@ from pipeline.runtime import timing
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.slurm import queue
 from store import logs, timings
-from store.status import lines_of
 
 
 def test_a_phase_inside_a_phase_is_taken_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +133,7 @@ def test_status_joins_the_store_with_the_queue(
     log.write("begin", run=run, stage="visualize", shard="finish", job="7_2")
     logs.Log(store, {}, kind="slurm").write("submitted", chain=1, run=run, step="visualize", job="7", done=3)
     monkeypatch.setattr(queue, "queued", lambda: [queue.Queued("7", "1", "RUNNING", "None", "n2")])
-    text = "\n".join(lines_of(store, False))
+    text = CliRunner().invoke(unitscope.cli, ["status", str(store)], catch_exceptions=False).output
     assert "0001-000000: begun" in text
     assert "job 7_1 RUNNING" in text
     assert "finish: begun" in text
