@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out upright, RGB and with the right values; what cannot be decoded says why."""
+"""Every kind of picture file is decoded upright, as RGB and with the right values; errors say why decoding failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same photographs as a folder, as tar shards, as Parquet and packed: one index, the same tables."""
+"""The same photographs as a folder, as tar shards, as Parquet and packed give the same index and the same tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STAGES = ("index", "calibrate", "scan", "fold")
 
 
 def _photographs() -> list[tuple[Entry, bytes]]:
-    """The twenty ImageNet photographs of the demo, in folders of their synsets, names chosen to need sorting."""
+    """Return the demo's twenty ImageNet photographs, in folders named by synset, with names that need sorting."""
     demo = DemoSource("demo")
     found = []
     for number, entry in enumerate(e for e in demo.entries if e.label):

@@ -1,7 +1,8 @@
-"""A scan with random weights over eight photographs ends on every architecture, whatever its layout.
+"""A scan with random weights over eight photographs succeeds on every architecture, whatever its layout.
 
-Small members of each family stand for the large ones, which differ in depth and width; the layers of the named models
-are counted in tests/graph/test_layers.py. Two that are built of parts of their own are taken as they are.
+Small networks of each family stand for the large ones, which differ only in depth and width. The layers of the large
+models are counted in tests/graph/test_layers.py. GoogLeNet and Inception v3 have no small version and are used as they
+are.
 """
 
 from __future__ import annotations

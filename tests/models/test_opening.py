@@ -1,4 +1,7 @@
-"""Models from torchvision, timm and python factories; weights from files, packages and seeds; no file runs code."""
+"""Models open from torchvision, timm and python factories, with weights from files, packages and seeds.
+
+No weights file can run code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Narrower precisions, and torch.compile, against eager float32 on real photographs: the tolerance the docs state."""
+"""Lower precisions and torch.compile differ from eager float32 on real photographs by no more than the docs state."""
 
 from __future__ import annotations
 

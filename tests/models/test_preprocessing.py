@@ -1,4 +1,4 @@
-"""Preprocessing equals each library's own transforms, which resize with Pillow, to 2 levels of 255."""
+"""Preprocessing equals the transforms of torchvision and timm, which resize with Pillow, to within 2 of 255 levels."""
 
 from __future__ import annotations
 

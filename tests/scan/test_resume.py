@@ -15,7 +15,7 @@ from support import ROOT, faults
 
 CONFIG = """
 [model]
-source = "python:support.small_networks:plain"
+source = "python:support.plain_network:plain"
 [dataset]
 source = "package:demo"
 limit = 24

@@ -1,4 +1,4 @@
-"""`verify` trusts nothing: a flipped bit, a missing file, a stranger, a file that names another; `repair` mends it."""
+"""`verify` finds flipped bits, missing or unlisted files, and HDF5 files that name others; `repair` restores files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from unitscope import cli
 
 @pytest.fixture
 def copy(demo_store: Path, tmp_path: Path) -> Path:
-    """Without logs, which are outside every promise."""
+    """A copy of the demo store without its logs, which `verify` does not check."""
     shutil.copytree(demo_store, tmp_path / "store", ignore=shutil.ignore_patterns("logs"))
     return tmp_path / "store"
 
 
 def _kinds(store: Path) -> list[Path]:
-    """One file of every folder and suffix."""
+    """Return one file for every combination of folder and suffix."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(p for p in store.rglob("*") if p.is_file()):
         found.setdefault((str(path.parent), path.suffix), path)

