@@ -1,4 +1,4 @@
-"""What every benchmark here shares: interleaved rounds, a sentinel against a busy machine, the table, the bars."""
+"""The parts that all benchmarks share: interleaved rounds, a check that the machine is idle, the table and the bars."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import click
 
-BUSY = 0.08  # of one core, used by others during a sample: beyond it the round is thrown away
-TRIES = 3  # rounds tried for each that is wanted
+BUSY = 0.08  # share of one core; a round is discarded if other processes use more than this during a sample
+TRIES = 3  # rounds that are tried at most, for each round that is wanted
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one side, a number a kept round, in the order of rounds."""
+    """The seconds of one side: one number per round that was kept, in order."""
 
     seconds: tuple[float, ...]
 
@@ -34,13 +34,13 @@ class Samples:
         return f"{min(self.seconds):.4g} .. {max(self.seconds):.4g}"
 
     def over(self, other: Samples) -> float:
-        """Median over rounds of this side's seconds against the other's in the same round."""
+        """Return the median over rounds of this side's seconds divided by the other's in the same round."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure to reach: `value <= limit`, or `>=` where more is better."""
+    """A target for a figure: `value <= limit`, or `value >= limit` if `at_least` is set."""
 
     name: str
     value: float
@@ -54,7 +54,7 @@ class Bar:
 
 @dataclass
 class Report:
-    """Rows and bars of one program; `finish` prints them, writes the JSON and gives the exit status."""
+    """The rows and bars of one program. `finish` prints them, writes the JSON and returns the exit status."""
 
     title: str
     columns: tuple[str, ...]
@@ -83,18 +83,18 @@ class Report:
 
 
 def options(function: Callable[..., None]) -> Callable[..., None]:
-    """`--quick` and `--json FILE`, which every benchmark takes."""
+    """Add the options `--quick` and `--json FILE`, which every benchmark takes."""
     function = click.option("--json", "json_file", metavar="FILE", help="Write {bar: {value, limit, holds}}.")(function)
-    return click.option("--quick", is_flag=True, help="Under a minute: fewer rounds and cases.")(function)
+    return click.option("--quick", is_flag=True, help="Run fewer rounds and cases, in under a minute.")(function)
 
 
 def interleaved(
     sides: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1, say: str = ""
 ) -> dict[str, Samples]:
-    """Times the sides in turn, round after round; rounds in which others used the machine are thrown away.
+    """Time the sides in turn, round after round. Rounds in which other processes used the machine are discarded.
 
-    Each side does the same amount of work a call, at least some 0.2 s for the sentinel's sake (the kernel counts
-    hundredths of a second). Raises SystemExit where the machine was never quiet.
+    A side does the same amount of work in every call. A call should take at least 0.2 s, because the kernel counts the
+    time of other processes in hundredths of a second. Raises SystemExit if too few rounds were undisturbed.
     """
     for side in sides.values():
         for _ in range(warm):
@@ -103,13 +103,13 @@ def interleaved(
     tried = 0
     while len(kept) < rounds and tried < rounds * TRIES:
         tried += 1
-        found = {name: _timed(side) for name, side in sides.items()}
-        if all(quiet for _, quiet in found.values()):
-            kept.append({name: seconds for name, (seconds, _) in found.items()})
-        _progress(f"{say}: {len(kept)}/{rounds} rounds, {tried - len(kept)} thrown away")
+        timings = {name: _timed(side) for name, side in sides.items()}
+        if all(quiet for _, quiet in timings.values()):
+            kept.append({name: seconds for name, (seconds, _) in timings.items()})
+        _progress(f"{say}: {len(kept)}/{rounds} rounds, {tried - len(kept)} discarded")
     _progress("")
     if len(kept) < max(rounds // 2, 1):
-        raise SystemExit(f"{say}: others used the machine in {tried - len(kept)} of {tried} rounds: try again later")
+        raise SystemExit(f"{say}: the machine was busy in {tried - len(kept)} of {tried} rounds: try again later")
     return {name: Samples(tuple(r[name] for r in kept)) for name in sides}
 
 
@@ -122,9 +122,9 @@ def _timed(side: Callable[[], object]) -> tuple[float, bool]:
 
 
 def _others() -> float:
-    """CPU seconds that everything but this process and its descendants has used since the machine started.
+    """Return the CPU seconds since boot of everything but this process and its descendants.
 
-    Time stolen by the hypervisor counts. Always 0 where there is no /proc: then nothing is thrown away.
+    Time that the hypervisor has stolen counts. Without /proc the result is always 0, and no round is discarded.
     """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
@@ -140,7 +140,7 @@ def _own() -> float:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             after = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         pid = int(stat.parent.name)
         parents.setdefault(int(after[1]), []).append(pid)
@@ -170,13 +170,13 @@ def machine() -> str:
 
 
 def versions(packages: Sequence[str]) -> str:
-    found = []
+    texts = []
     for name in packages:
         try:
-            found.append(f"{name} {version(name)}")
+            texts.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            found.append(f"{name} missing")
-    return ", ".join(found)
+            texts.append(f"{name} missing")
+    return ", ".join(texts)
 
 
 def _cell(value: object) -> str:

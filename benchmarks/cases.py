@@ -1,4 +1,4 @@
-"""The networks and photographs that the scan's benchmarks share, and scans that start from decoded batches."""
+"""The networks and photographs that the benchmarks of the scan share, and scans that start from decoded batches."""
 
 from __future__ import annotations
 
@@ -35,14 +35,20 @@ IMAGENET = Path(__file__).parent.parent.parent / "shared" / "imagenet-sample"
 
 
 def photographs() -> tuple[Source, str]:
-    """ImageNet's own, where a sample lies beside the checkout, else the demo's, which are larger; and which."""
+    """Return the photographs and their name: the ImageNet sample if it lies beside the checkout, else the demo's.
+
+    The demo's photographs are larger.
+    """
     if IMAGENET.is_dir():
         return FolderSource("", str(IMAGENET), "sample"), "ImageNet sample"
     return DemoSource("demo"), "demo"
 
 
 def folder_of_photographs(folder: Path, count: int) -> str:
-    """`photographs()`, evenly spread or each as often as it takes to have `count`; a dataset source."""
+    """Write `count` photographs into a folder and return it as a dataset source.
+
+    They are evenly spread over `photographs()`, and repeat if there are fewer than `count`.
+    """
     source, _ = photographs()
     step = max(len(source.entries) // count, 1)
     for number in range(count):
@@ -65,7 +71,7 @@ def config_of(network: str, source: str) -> Config:
 
 
 class Scan:
-    """Scans of one set of photographs, again and again, into a store of their own."""
+    """Repeated scans of one set of photographs into a temporary store."""
 
     def __init__(self, network: str, images: int) -> None:
         set_up()
@@ -83,12 +89,14 @@ class Scan:
             pass
 
     def forward(self) -> None:
-        """The bare pass of the folded network in torch's own operations over decoded batches, side by side as the scan
-        runs its own."""
+        """Run the bare pass of the folded network over decoded batches, with torch's own operations.
+
+        Batches run in parallel, as they do in the scan.
+        """
         self.passes(self.folded)
 
     def arranged_forward(self) -> None:
-        """The same of the network that the scan runs, arranged for a CPU, without taps and in one piece."""
+        """Run the pass of the network that the scan uses: arranged for a CPU, without taps and in one piece."""
         self.passes(self.job.runtime.measurer.network)
 
     @functools.cached_property
@@ -97,7 +105,7 @@ class Scan:
         return folded_network(measurer.model, measurer.layers, arrange=False).to(measurer.device)
 
     def passes(self, network: torch.nn.Module) -> None:
-        """A pass of any network over the decoded batches, one a core."""
+        """Run a network over the decoded batches, one batch per core."""
         measurer = self.job.runtime.measurer
 
         def one(batch: Batch) -> None:
@@ -120,7 +128,7 @@ class Scan:
         self._scan(self.job)
 
     def _scan(self, job: Job) -> None:
-        """The stage `scan` itself: shards beside each other, partials written, hashed and committed."""
+        """Run the stage `scan` itself: shards in parallel, with partials written, hashed and committed."""
         shutil.rmtree(job.store.root / "commits" / job.store.run / "scan", ignore_errors=True)
         shutil.rmtree(job.store.root / "runs" / job.store.run / "partials", ignore_errors=True)
         driver.run_stage(job, scan.STAGE)
@@ -130,7 +138,7 @@ class Scan:
 
 
 class _Preloaded(Job):
-    """A job whose pictures are decoded already."""
+    """A job whose pictures are already decoded."""
 
     def __init__(self, job: Job, decoded: list[Batch]) -> None:
         super().__init__(job.spec.config, job.store.root, progress=False)

@@ -1,14 +1,17 @@
 """Feature visualization against torch-lucent 0.1.8, and against a bare forward and backward pass.
 
-One step of one picture, a canvas of 128 px, both sides with their default transforms, the same allocator and the whole
-machine: lucent with a thread a core in each operation, as torch has it; ours, as the stage does, with a batch beside
-another on each core. lucent runs its whole network at 224 px whatever the canvas; ours the truncated, folded one at the
-same 224 px ("model") or, another setting and Lucid's own, at the canvas' size ("canvas"). The bars are against lucent
-as its users run it, a unit a call; lucent in batches of 8, its objectives summed by hand, stands beside it. "bare" is
-the same truncated, folded network, run the same way on ready pictures of those sizes: forward, the channel's mean,
-backward to the pictures; nothing moves or is parameterized.
+The unit is one step of one picture on a canvas of 128 px. Both sides use their default transforms, the same allocator
+and the whole machine. lucent uses one thread per core in each operation, which is torch's default. Ours runs one batch
+on each core, as the stage does.
 
-Networks of random weights cost what trained ones do. Example: python benchmarks/featurevis.py --quick
+lucent always runs its whole network at 224 px. Ours runs the truncated, folded network, either at the same 224 px
+("model") or at the size of the canvas ("canvas"), which is Lucid's setting. The bars compare with lucent as its users
+run it, one unit per call. Another column shows lucent in batches of 8, with its objectives summed by hand.
+
+"bare" is the same truncated, folded network, run the same way on ready pictures of those sizes: forward, the channel's
+mean, and backward to the pictures. It has no transforms and no parameterization.
+
+Random weights take as long as trained ones. Example: python benchmarks/featurevis.py --quick
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ RATIOS = {
     "lucent 8 / model": ("lucent 8", "ours model"), "lucent 8 / canvas": ("lucent 8", "ours canvas"),
     "model / bare": ("ours model", "bare model"), "canvas / bare": ("ours canvas", "bare canvas"),
 }  # fmt: skip
-# source: (our layer, lucent's name of the same module), early, middle and late
+# source: (our layer, lucent's name of the same module) for an early, a middle and a late layer
 NETWORKS = {
     "timm:tf_efficientnet_lite0": (
         ("blocks.1.1.add", "blocks_1_1"), ("blocks.3.1.add", "blocks_3_1"), ("blocks.6.0.bn3", "blocks_6_0"),
@@ -52,9 +55,12 @@ NETWORKS = {
 
 
 def _ours(model: Model, layer: str, sees: str, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The renderer's steps, and the bare passes of the same sizes: each call does `steps` of a batch on every core."""
-    found = model.graph.layers([layer])
-    renderer = Renderer(model, found, Settings(size=CANVAS, batch=BATCH, input=sees, seed=SEED, redirected=0))
+    """Return the renderer's steps and the bare passes of the same sizes.
+
+    Each call does `steps` steps of one batch on every core.
+    """
+    layers = model.graph.layers([layer])
+    renderer = Renderer(model, layers, Settings(size=CANVAS, batch=BATCH, input=sees, seed=SEED, redirected=0))
     objective = objectives.channel(layer, CHANNEL)
     ascents = [renderer.begin(objective, [(core, i) for i in range(BATCH)]) for core in range(CORES)]
     chain, network = renderer.settings.chain, renderer.network
@@ -108,7 +114,7 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
             progress=False, show_image=False,
         )  # fmt: skip
         torch.set_num_threads(1)
-        for module in network.modules():  # it leaves its hooks, and the next call would run them too
+        for module in network.modules():  # lucent leaves its hooks, and the next call would run them too
             remove_hooks(module)
 
     return rendered
@@ -116,14 +122,14 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
 
 @click.command(help=__doc__)
 @options
-@click.option("--network", type=click.Choice([*NETWORKS]), help="Only this one.  [default: both]")
+@click.option("--network", type=click.Choice([*NETWORKS]), help="Measure only this network.  [default: both]")
 def main(quick: bool, json_file: str | None, network: str | None) -> None:
     warnings.simplefilter("ignore")
     set_up()
     torch.manual_seed(SEED)
     rounds, steps = (2, 4) if quick else (4, 8)
     report = Report(
-        "featurevis: milliseconds a step of one picture (median, and lowest .. highest of the rounds)",
+        "featurevis: milliseconds per step of one picture (median, and lowest .. highest of the rounds)",
         (
             "network", "layer", "lucent", "lucent, 8", "ours, model", "ours, canvas", "x lucent", "x, canvas",
             "x lucent, 8", "x, canvas", "/ bare", "/ bare, canvas",
@@ -137,7 +143,7 @@ def main(quick: bool, json_file: str | None, network: str | None) -> None:
         for ours, theirs in layers:
             _compare(report, ratios, model, ours, theirs, rounds, steps)
     report.notes.append(
-        f"canvas {CANVAS} px; ours: a batch of {BATCH} on each of {CORES} cores, steps after the first 16"
+        f"canvas {CANVAS} px; ours: one batch of {BATCH} on each of {CORES} cores, steps after the first 16"
     )
     mean = {name: statistics.mean(values) for name, values in ratios.items()}
     report.bars = [
@@ -163,8 +169,8 @@ def _compare(
     for sees in ("model", "canvas"):
         sides[f"ours {sees}"], sides[f"bare {sees}"] = _ours(model, ours, sees, steps // 2)
         work[f"ours {sees}"] = work[f"bare {sees}"] = steps // 2 * BATCH * CORES
-    found = interleaved(sides, rounds, say=f"{model.name} {ours}")
-    each = {name: [1000 * s / work[name] for s in samples.seconds] for name, samples in found.items()}
+    samples_of = interleaved(sides, rounds, say=f"{model.name} {ours}")
+    each = {name: [1000 * s / work[name] for s in samples.seconds] for name, samples in samples_of.items()}
     times = [
         f"{statistics.median(each[name]):.2f} ({min(each[name]):.2f} .. {max(each[name]):.2f})"
         for name in ("lucent 1", "lucent 8", "ours model", "ours canvas")

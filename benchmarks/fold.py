@@ -1,8 +1,9 @@
-"""What the fold adds to a scan, an image: top-k, lowest-k, tails, codes both ways, class sums, correlations, sketches.
+"""The time per image that the fold adds to a scan.
 
-The fold runs once, after all shards, on processors alone. It has a cost a unit (tables, edges, components) and one an
-image; the second is the difference between two numbers of images, and is what counts at a million. Both stages run as
-`unitscope run` runs them, from files; the bare pass is that of `scan.py`.
+The fold computes top-k, lowest-k, tails, codes in both orientations, class sums, correlations and sketches. It runs
+once, after all shards, on CPUs only. It has a cost per unit (tables, edges, components) and a cost per image, which
+dominates at a million images. The cost per image is taken from the difference between two numbers of images. Both
+stages run from files, as `unitscope run` runs them; the bare pass is that of `scan.py`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def seconds_of_stages(network: str, images: int) -> dict[str, float]:
         pictures.mkdir()
         job = Job(config_of(network, folder_of_photographs(pictures, images)), Path(folder) / "store", progress=False)
         driver.run(job, ("index", "calibrate"))
-        found = {}
+        seconds = {}
         for stage in ("scan", "fold"):
             began = time.perf_counter()
             driver.run(job, (stage,))
-            found[stage] = time.perf_counter() - began
-        return found
+            seconds[stage] = time.perf_counter() - began
+        return seconds
 
 
 def bare_pass(network: str, images: int, rounds: int) -> float:
@@ -50,17 +51,17 @@ def main(quick: bool, json_file: str | None) -> None:
     set_up()
     few, many = (128, 512) if quick else (FEW, MANY)
     report = Report("The fold beside the scan, EfficientNet-Lite0", ("images", "scan s", "fold s"))
-    found = {}
+    seconds = {}
     for images in (few, many):
-        found[images] = seconds_of_stages("lite0", images)
-        report.add(images, found[images]["scan"], found[images]["fold"])
+        seconds[images] = seconds_of_stages("lite0", images)
+        report.add(images, seconds[images]["scan"], seconds[images]["fold"])
     bare = bare_pass("lite0", 256, 2 if quick else 7)
-    each = {stage: (found[many][stage] - found[few][stage]) / (many - few) for stage in ("scan", "fold")}
+    each = {stage: (seconds[many][stage] - seconds[few][stage]) / (many - few) for stage in ("scan", "fold")}
     report.notes.append(
-        f"milliseconds an image more: scan {1e3 * each['scan']:.2f} with decoding, fold {1e3 * each['fold']:.2f}; the "
-        f"bare pass {1e3 * bare:.2f}"
+        f"milliseconds per additional image: scan {1e3 * each['scan']:.2f} with decoding, fold "
+        f"{1e3 * each['fold']:.2f}; bare pass {1e3 * bare:.2f}"
     )
-    report.bars = [Bar("lite0: (scan and fold an image more) / bare", sum(each.values()) / bare, LIMIT)]
+    report.bars = [Bar("lite0: (scan and fold per additional image) / bare", sum(each.values()) / bare, LIMIT)]
     raise SystemExit(report.finish(PACKAGES, f"none; photographs: {photographs()[1]}", json_file))
 
 

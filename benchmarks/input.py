@@ -1,8 +1,8 @@
-"""Does the input keep up? The scan from files against the larger of decoding alone and the pass alone.
+"""Does the input keep up with the network? The scan from files against the slower of decoding and the pass alone.
 
-`decode`: JPEG files read, hashed, decoded, resized and cropped by the scan's own threads. `pass`: the scan of decoded
-batches, every product. `together`: the stage from files. Then decoding of the same photographs from tar shards, from
-what `pack` writes and through a DataLoader with the model's own transforms.
+`decode`: JPEG files are read, hashed, decoded, resized and cropped by the scan's own threads. `pass`: the whole scan of
+decoded batches. `together`: the stage from files. Further rows decode the same photographs from the tar shards that
+`pack` writes, and through a DataLoader with the model's transforms in Pillow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGES = {"lite0": 256, "googlenet": 128, "resnet50": 96}
 
 
 class _Files(torch.utils.data.Dataset[Tensor]):
-    """What people write: a dataset of files with Pillow and the model's transforms, on the same preprocessing."""
+    """The usual way to write it: a dataset of files with Pillow and torchvision's transforms, same preprocessing."""
 
     def __init__(self, scan: Scan) -> None:
         self.files = sorted((scan.folder / "photographs").iterdir())
@@ -41,8 +41,8 @@ class _Files(torch.utils.data.Dataset[Tensor]):
             v2.ToDtype(torch.float32, scale=True), v2.Normalize(p.mean, p.std),
         ]  # fmt: skip
         with Image.open(self.files[item]) as image:
-            found: Tensor = v2.Compose(steps)(image.convert("RGB"))
-        return found
+            picture: Tensor = v2.Compose(steps)(image.convert("RGB"))
+        return picture
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,18 +51,18 @@ class _Files(torch.utils.data.Dataset[Tensor]):
 def measure(network: str, rounds: int, images: int, report: Report) -> None:
     scan = Scan(network, images)
     sides = {"decode": scan.decode, "pass": scan.scan_decoded, "together": scan.scan_files}
-    found = interleaved(sides, rounds, say=network)
-    larger = max((found["decode"], found["pass"]), key=lambda s: s.median)
-    for name, samples in found.items():
+    timings = interleaved(sides, rounds, say=network)
+    larger = max((timings["decode"], timings["pass"]), key=lambda s: s.median)
+    for name, samples in timings.items():
         report.add(network, name, images / samples.median, samples.over(larger), samples.spread)
-    report.bars.append(Bar(f"{network}: together / larger of decode and pass", found["together"].over(larger), 1.35))
+    report.bars.append(Bar(f"{network}: together / larger of decode and pass", timings["together"].over(larger), 1.35))
     if network == "lite0":
         others(scan, rounds, images, report)
     scan.close()
 
 
 def others(scan: Scan, rounds: int, images: int, report: Report) -> None:
-    """Decoding alone, of the same photographs in other wrappings."""
+    """Measure decoding alone, of the same photographs in other containers and with other loaders."""
     sizes = {}
     for kind in ("jpeg", "raw"):
         config = config_of("lite0", f"folder:{scan.folder}/photographs")
@@ -81,11 +81,11 @@ def others(scan: Scan, rounds: int, images: int, report: Report) -> None:
         sides[f"decode, packed {kind}"] = decode
     loader = torch.utils.data.DataLoader(_Files(scan), 16, num_workers=scan.job.threads)
     sides["DataLoader, Pillow transforms"] = lambda: [None for _ in loader]
-    found = interleaved(sides, rounds, say="wrappings")
-    for name, samples in list(found.items())[1:]:
-        report.add("lite0", name, images / samples.median, samples.over(found["decode"]), samples.spread)
+    timings = interleaved(sides, rounds, say="containers")
+    for name, samples in list(timings.items())[1:]:
+        report.add("lite0", name, images / samples.median, samples.over(timings["decode"]), samples.spread)
     files = sum(p.stat().st_size for p in (scan.folder / "photographs").iterdir())
-    report.notes.append("the last rows' ratio is against decode (seconds: less is faster)")
+    report.notes.append("in the last rows, the ratio is seconds divided by those of decode: below 1 is faster")
     report.notes.append(
         f"bytes of {images} photographs: files {files / 1e6:.1f} MB, packed jpeg {sizes['jpeg'] / 1e6:.1f} MB, "
         f"packed raw {sizes['raw'] / 1e6:.1f} MB"
@@ -93,7 +93,7 @@ def others(scan: Scan, rounds: int, images: int, report: Report) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)), help="Only this one.")
+@click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)), help="Only this network.")
 @options
 def main(networks: tuple[str, ...], quick: bool, json_file: str | None) -> None:
     report = Report("Input against the network", ("network", "side", "images/s", "ratio", "seconds, spread"))

@@ -1,11 +1,12 @@
-"""Writes a store of any size from invented activations, through the pipeline's own fold and the store's own code.
+"""Write a store of any size from invented activations, with the pipeline's own fold and the store's own code.
 
     python benchmarks/make_store.py STORE --images 1281167 --units 4096
     python benchmarks/make_store.py STORE --images 16384 --resnet50
 
-Only the scan is missing: `Invented` answers what the fold asks of the scan's partials, a layer at a time, from seeds.
-Activations are heavy-tailed, two thirds are zeros, units prefer a few of the classes, some are dead or sit at a clip,
-every eighth layer is signed, and units and images resemble each other through latent factors. Run again to resume.
+Only the scan is replaced: `Invented` generates from seeds, one layer at a time, the data that the fold reads from the
+scan's partials. Activations are heavy-tailed and two thirds are zeros. Units prefer a few of the classes; some units
+are dead or reach the clip. Every eighth layer is signed. Latent factors make units and images similar to each other.
+Run it again to resume.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from pipeline.statistics.moments import Pair
 from store import layout, parquet, publish, schema
 from store.publish import Publication, Record
 
-FACTORS = 24  # latent, shared by all units
-SIDE = 7  # of every map
-ROWS = 65_536  # images a step
+FACTORS = 24  # latent factors, shared by all units
+SIDE = 7  # height and width of every map
+ROWS = 65_536  # images that are computed at a time
 MODEL, DATASET = "invented", "invented"
 RESNET50 = [64, *[64, 64, 256] * 3, *[128, 128, 512] * 4, *[256, 256, 1024] * 6, *[512, 512, 2048] * 3]
 
@@ -56,14 +57,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Values:
-    """One layer over all images, float32 [N, C]."""
+    """The per-image maxima and means of one layer over all images, float32 [N, C]."""
 
     max: Floats
     mean: Floats
 
 
 def classes_of(size: Size) -> NDArray[np.int64]:
-    """The class of each image: contiguous, as sorted folders are."""
+    """Return the class of each image. Classes are contiguous, as in sorted folders."""
     return np.arange(size.images) * size.classes // size.images
 
 
@@ -86,7 +87,7 @@ def layers_of(size: Size) -> tuple[Layer, ...]:
 
 
 def values_of(size: Size, layer: Layer) -> Values:
-    """A layer's per-image maxima and means. The same numbers for the same size, in any process."""
+    """Return a layer's per-image maxima and means. The same size gives the same numbers in any process."""
     rng = np.random.default_rng([size.seed, 2, layer.index])
     C = layer.channels
     weights = rng.standard_normal((FACTORS, C), np.float32)
@@ -119,7 +120,7 @@ def values_of(size: Size, layer: Layer) -> Values:
 
 
 class Invented:
-    """What a fold asks of the scan's partials (pipeline.stages.partials.ScanPartials), without a scan."""
+    """Stands in for the scan's partials (pipeline.stages.partials.ScanPartials), as far as a fold reads them."""
 
     rejected: tuple[tuple[int, str], ...] = ()
 
@@ -139,23 +140,23 @@ class Invented:
         return {name: self._column(layer, name, channels) for name in names}
 
     def _column(self, layer: str, name: str, channels: slice) -> NDArray[Any]:
-        found = self.values(layer)
+        values = self.values(layer)
         if name in ("max", "mean"):
-            return np.ascontiguousarray(getattr(found, name)[:, channels])
+            return np.ascontiguousarray(getattr(values, name)[:, channels])
         if name == "min":
-            return found.mean[:, channels] - np.abs(found.max[:, channels]) - 0.25
+            return values.mean[:, channels] - np.abs(values.max[:, channels]) - 0.25
         units = np.arange(*channels.indices(self._layers[layer].channels))
         return ((self.ids[:, None] * 2_654_435_761 + units * 40_503) % (SIDE * SIDE)).astype(np.uint16)
 
     def rows(self, layer: str, name: str) -> Iterator[Floats]:
-        found = getattr(self.values(layer), name)
-        return (found[first : first + ROWS] for first in range(0, self.size.images, ROWS))
+        column = getattr(self.values(layer), name)
+        return (column[first : first + ROWS] for first in range(0, self.size.images, ROWS))
 
     def moments(self, units: slice) -> tuple[Pair, Pair, NDArray[np.int64], Floats]:
-        """Not of a map nobody made: as if every position held the image's mean."""
-        place = int(np.searchsorted(self._units.offsets, units.start, side="right")) - 1
-        start = int(self._units.offsets[place])
-        layer = self._units.layers[place]
+        """Return the moments that result if every position of a map has the image's mean, since no map exists."""
+        layer_index = int(np.searchsorted(self._units.offsets, units.start, side="right")) - 1
+        start = int(self._units.offsets[layer_index])
+        layer = self._units.layers[layer_index]
         mean = self._column(layer.name, "mean", slice(units.start - start, units.stop - start))
         positions, zero = SIDE * SIDE, np.zeros(mean.shape[1])
         total = Pair(mean.sum(0, np.float64) * positions, zero)
@@ -169,7 +170,7 @@ class Invented:
 
 @dataclass
 class InventedJob:
-    """What a fold asks of its job (pipeline.job.Job): its spec, dataset and store."""
+    """Stands in for the job (pipeline.job.Job), as far as a fold uses it: its spec, dataset and store."""
 
     root: Path
     size: Size
@@ -249,7 +250,7 @@ def _partials(size: Size) -> Invented:
 
 
 def make(root: Path, size: Size, workers: int = 1, say: Callable[[str], None] = lambda text: None) -> None:
-    """Writes the store, or what is missing of it."""
+    """Write the store, or the shards of it that are missing."""
     publish.ensure_store(root)
     job = InventedJob(root, size)
     if publish.find_record(root, job.store.run, "index", "index") is None:
@@ -263,7 +264,7 @@ def make(root: Path, size: Size, workers: int = 1, say: Callable[[str], None] = 
 
 
 def size_of(root: Path) -> Size:
-    """The size a store was made with."""
+    """Return the size that a store was made with. Raises click.UsageError if this program did not make it."""
     record = publish.find_record(root, layout.run_name(MODEL, DATASET), "index", "index")
     if record is None:
         raise click.UsageError(f"{root} was not made by make_store.py")
@@ -274,9 +275,9 @@ def size_of(root: Path) -> Size:
 @click.command(help=__doc__)
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--images", default=100_000, show_default=True)
-@click.option("--units", default=1024, show_default=True, help="In layers of --width.")
+@click.option("--units", default=1024, show_default=True, help="Number of units, in layers of --width units.")
 @click.option("--width", default=128, show_default=True)
-@click.option("--resnet50", is_flag=True, help="ResNet-50's 49 layers and 22,720 units instead.")
+@click.option("--resnet50", is_flag=True, help="Use the 49 layers and 22,720 units of ResNet-50 instead.")
 @click.option("--classes", default=1000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=1, show_default=True)

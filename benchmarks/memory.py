@@ -1,6 +1,6 @@
-"""Peak memory of a scan against the number of images: each scan in a process of its own, from files, with its index.
+"""Peak memory of a scan, for two numbers of images. Each scan runs in a process of its own, from files, with its index.
 
-Bounded by the batch, the layers and the shard's size, never by the number of images.
+The batch, the layers and the size of a shard should bound the peak, and the number of images should not matter.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bench import Bar, Report, options
 from cases import NETWORKS, PACKAGES, config_of, folder_of_photographs, photographs
 
 FEW, MANY = 250, 2000
-SCANS = 3  # of each: which batches are in memory together is chance, a few per cent of the peak
+SCANS = 3  # scans of each case: which batches are in memory at a time varies, by a few per cent of the peak
 STAGES = ("index", "calibrate", "scan")
 
 
 def peak(network: str, images: int) -> tuple[float, float]:
-    """Peak resident mebibytes and seconds of a scan of `images` photographs, in another process."""
+    """Scan `images` photographs in another process and return its peak resident MiB and its seconds."""
     folder = tempfile.mkdtemp(prefix="unitscope-memory-")
     try:
         command = [sys.executable, __file__, "--child", folder, "--network", network, "--images", str(images)]
@@ -50,7 +50,7 @@ def child(folder: Path, network: str, images: int) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--network", default="", help="Only this one.")
+@click.option("--network", default="", help="Measure only this network.")
 @click.option("--images", default=0, hidden=True)
 @click.option("--child", "folder", hidden=True)
 @options
@@ -63,11 +63,11 @@ def main(network: str, images: int, folder: str | None, quick: bool, json_file: 
     for name in [network] if network else ["lite0"] if quick else list(NETWORKS):
         scans: dict[int, list[tuple[float, float]]] = {few: [], many: []}
         for _ in range(SCANS):
-            for count, found in scans.items():
-                found.append(peak(name, count))
+            for count, peaks in scans.items():
+                peaks.append(peak(name, count))
         median = {}
-        for count, found in scans.items():
-            sizes, seconds = zip(*found, strict=True)
+        for count, peaks in scans.items():
+            sizes, seconds = zip(*peaks, strict=True)
             median[count] = statistics.median(sizes)
             spread = f"{min(sizes):.0f} .. {max(sizes):.0f}"
             report.add(name, count, median[count], spread, statistics.median(seconds))

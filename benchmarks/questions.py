@@ -1,9 +1,12 @@
 """Each question at ImageNet scale: cold, warm, against one raw read of its bytes and against the obvious layouts.
 
-Two invented stores (make_store.py), for no disk holds 1.28 M images x 22,720 units twice: `deep` has the images (the
-length of a unit's row), `wide` the units of a ResNet-50 (the length of an image's row). Warm: p50 and p99 over random
-units, images and classes, in rounds that nobody else disturbed. Cold: a scope just opened, its files out of the page
-cache. Floor: one read of the bytes the answer needs, at random places of a file in the page cache, by pread.
+It uses two invented stores (make_store.py), because 1.28 M images x 22,720 units need too much disk. `deep` has all the
+images, which set the length of a unit's row. `wide` has all units of a ResNet-50, which set the length of an image's
+row.
+
+Warm: p50 and p99 over random units, images and classes, in rounds that no other process disturbed. Cold: opening the
+store and the first answer, with the files not in the page cache. Floor: one read of the bytes that the answer needs, at
+random offsets of a file in the page cache.
 """
 
 from __future__ import annotations
@@ -34,12 +37,15 @@ from query.scope import Scope
 from store import codes
 
 SEED = 0
-BLOCK = 25  # questions a round
+BLOCK = 25  # questions per round
 
 
 @dataclass(frozen=True)
 class Question:
-    """`ask(i)` asks the i-th random question; `size`: bytes it needs, for the floor; bars in milliseconds."""
+    """A question. `ask(i)` asks the i-th random one; `size` is the bytes it needs, for the floor.
+
+    `p50` and `p99` are the bars in milliseconds.
+    """
 
     name: str
     ask: Callable[[int], object]
@@ -63,8 +69,8 @@ class Store:
     def unit(self, i: int) -> str:
         random = np.random.default_rng([SEED, 2, i])
         layer, channel = self.dense.run.layers, random.integers(self.dense.run.units)
-        found = self.dense.run.layer_of(int(channel))
-        return f"{found.name}:{channel - found.start}" if layer else ""
+        of_unit = self.dense.run.layer_of(int(channel))
+        return f"{of_unit.name}:{channel - of_unit.start}" if layer else ""
 
     def label(self, i: int) -> int:
         return int(np.random.default_rng([SEED, 3, i]).integers(self.size.classes))
@@ -77,7 +83,7 @@ def opened(root: Path) -> Store:
 
 
 def deep_questions(s: Store) -> list[Question]:
-    """Those whose cost is the length of a unit's row."""
+    """Return the questions whose cost depends on the length of a unit's row."""
     ask, N = s.scope, s.size.images
     return [
         Question("top-images, stored", lambda i: ask.top_images(s.unit(i)), 100 * 20, 5),
@@ -94,7 +100,7 @@ def deep_questions(s: Store) -> list[Question]:
 
 
 def wide_questions(s: Store) -> list[Question]:
-    """Those whose cost is the length of an image's row."""
+    """Return the questions whose cost depends on the length of an image's row."""
     ask, U = s.scope, s.dense.run.units
     return [
         Question("top-units", lambda i: ask.top_units(s.image(i)), U, 10, 30),
@@ -113,34 +119,34 @@ def wide_questions(s: Store) -> list[Question]:
 
 
 def timed(question: Question, rounds: int) -> list[float]:
-    """Milliseconds a question, warm, from rounds that nobody disturbed."""
+    """Return the milliseconds of each warm question, from rounds that no other process disturbed."""
     for i in range(BLOCK):
         question.ask(10_000 + i)
     kept: list[float] = []
     tried = quiet_rounds = count = 0
     while quiet_rounds < rounds and tried < 3 * rounds:
-        found: list[float] = []
+        times: list[float] = []
 
-        def block(first: int = count, found: list[float] = found) -> None:
+        def block(first: int = count, times: list[float] = times) -> None:
             began = time.perf_counter()
             for i in range(first, first + BLOCK):
                 start = time.perf_counter()
                 question.ask(i)
-                found.append(1000 * (time.perf_counter() - start))
-                if time.perf_counter() - began > 2:  # a slow one: a few are enough
+                times.append(1000 * (time.perf_counter() - start))
+                if time.perf_counter() - began > 2:  # of a slow question, a few are enough
                     break
 
         _, quiet = _timed(block)
         tried, count = tried + 1, count + BLOCK
         if quiet:
-            quiet_rounds, kept = quiet_rounds + 1, kept + found
+            quiet_rounds, kept = quiet_rounds + 1, kept + times
     if not kept:
-        raise SystemExit(f"{question.name}: others used the machine all the time: try again later")
+        raise SystemExit(f"{question.name}: the machine was busy in every round: try again later")
     return kept
 
 
 def cold(root: Path, name: str, make: Callable[[Store], list[Question]]) -> float:
-    """Milliseconds of opening a store whose files are on disk only, and of its first answer."""
+    """Return the milliseconds to open a store whose files are not in the page cache and to get its first answer."""
     for path in root.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -154,20 +160,20 @@ def cold(root: Path, name: str, make: Callable[[Store], list[Question]]) -> floa
 
 
 def floor(root: Path, size: int) -> float:
-    """Milliseconds of one read of so many bytes, at random places of the store's largest file."""
+    """Return the median milliseconds of one read of `size` bytes, at random offsets of the store's largest file."""
     largest = max((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    room, found = largest.stat().st_size, []
+    room, times = largest.stat().st_size, []
     with largest.open("rb", buffering=0) as file:
-        for place in np.random.default_rng(SEED).integers(0, max(room - size, 1), 50):
-            file.seek(int(place))
+        for offset in np.random.default_rng(SEED).integers(0, max(room - size, 1), 50):
+            file.seek(int(offset))
             start = time.perf_counter()
             file.read(size)
-            found.append(1000 * (time.perf_counter() - start))
-    return statistics.median(found[10:])
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[10:])
 
 
 def in_memory(root: Path) -> None:
-    """Reads every file once, so that the page cache holds what it can."""
+    """Read every file once, so that the page cache holds as much as it can."""
     for path in sorted(root.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
@@ -177,33 +183,33 @@ def in_memory(root: Path) -> None:
 
 def measure(report: Report, s: Store, make: Callable[[Store], list[Question]], rounds: int) -> None:
     in_memory(s.root)
-    warm = [(question, timed(question, rounds)) for question in make(s)]  # before anything leaves the page cache
-    for question, found in warm:
-        p50, p99 = (float(q) for q in np.quantile(found, [0.5, 0.99]))
+    warm = [(question, timed(question, rounds)) for question in make(s)]  # before `cold` empties the page cache
+    for question, times in warm:
+        p50, p99 = (float(q) for q in np.quantile(times, [0.5, 0.99]))
         bottom, first = floor(s.root, question.size), cold(s.root, question.name, make)
-        report.add(question.name, p50, p99, first, bottom, question.size, len(found))
-        for what, limit, value in (("p50", question.p50, p50), ("p99", question.p99, p99)):
+        report.add(question.name, p50, p99, first, bottom, question.size, len(times))
+        for quantile, limit, value in (("p50", question.p50, p50), ("p99", question.p99, p99)):
             if limit is not None:
-                report.bars.append(Bar(f"{question.name}, {what}, ms", value, limit))
+                report.bars.append(Bar(f"{question.name}, {quantile}, ms", value, limit))
 
 
 def alternatives(report: Report, wide: Store, deep: Store, folder: Path, rounds: int) -> None:
-    """The same values as tidy Parquet, as Parquet with a list a row, and as a memory map of float16."""
+    """Measure the same values as tidy Parquet, as Parquet with one list per row, and as a memory map of float16."""
     rows = min(512, wide.size.images)
     images = np.stack([wide.dense.image(i, "max") for i in range(rows)])
     decoded = np.stack([wide.dense.decode(np.arange(wide.dense.run.units), row, "max") for row in images])
     units = np.stack([deep.dense.unit(deep.dense.run.layers[0], c, "max") for c in range(16)])
     columns = np.take_along_axis(deep.dense.book(deep.dense.run.layers[0], "max").means[:16], units.astype(int), axis=1)
-    for what, data in (("top-units", decoded), ("top-images", columns)):
-        for name, ask in _layouts(folder, what, data).items():
-            found = timed(Question(f"{what} by value: {name}", ask, 0), max(rounds // 4, 1))
-            p50, p99 = np.quantile(found, [0.5, 0.99])
-            report.add(f"{what} by value: {name}", float(p50), float(p99), "", "", data.shape[1] * 2, len(found))
+    for question, data in (("top-units", decoded), ("top-images", columns)):
+        for name, ask in _layouts(folder, question, data).items():
+            times = timed(Question(f"{question} by value: {name}", ask, 0), max(rounds // 4, 1))
+            p50, p99 = np.quantile(times, [0.5, 0.99])
+            report.add(f"{question} by value: {name}", float(p50), float(p99), "", "", data.shape[1] * 2, len(times))
 
 
-def _layouts(folder: Path, what: str, data: np.ndarray) -> dict[str, Callable[[int], object]]:
+def _layouts(folder: Path, question: str, data: np.ndarray) -> dict[str, Callable[[int], object]]:
     n, width = data.shape
-    tidy, listed, mapped = (folder / f"{what}.{kind}" for kind in ("tidy.parquet", "list.parquet", "f16"))
+    tidy, listed, mapped = (folder / f"{question}.{suffix}" for suffix in ("tidy.parquet", "list.parquet", "f16"))
     a, b = np.repeat(np.arange(n, dtype=np.int32), width), np.tile(np.arange(width, dtype=np.int32), n)
     pq.write_table(pa.table({"row": a, "other": b, "value": data.ravel()}), tidy, compression="zstd")
     pq.write_table(
@@ -226,11 +232,11 @@ def _layouts(folder: Path, what: str, data: np.ndarray) -> dict[str, Callable[[i
     def by_map(i: int) -> object:
         return np.argsort(-memory[i % n].astype(np.float32))[:20]
 
-    return {"tidy Parquet": by_tidy, "a list a row": by_list, "float16 memory map": by_map}
+    return {"tidy Parquet": by_tidy, "one list per row": by_list, "float16 memory map": by_map}
 
 
 def bytes_of(report: Report, s: Store) -> None:
-    """Bytes an activation of the dense record, each statistic in both orientations, and their entropy."""
+    """Report the dense record's bytes per activation, for each statistic in both orientations, and their entropy."""
     totals: dict[tuple[str, str], list[float]] = {}
     for path in sorted((s.root / "runs").glob("*/arrays/codes_by_*/*.h5")):
         with h5py.File(path, locking=False) as file:
@@ -247,21 +253,24 @@ def bytes_of(report: Report, s: Store) -> None:
         note = f"{size / count:.3f} bytes, entropy of each unit alone {entropy[statistic]:.3f}"
         report.notes.append(f"{orientation}, {statistic}: {note}")
     average = {x: statistics.mean(a / b for (_, name), (a, b) in totals.items() if name == x) for x in entropy}
-    report.bars.append(Bar("dense record, bytes an activation, maxima", average["max"], 0.45))
-    report.bars.append(Bar("dense record, bytes an activation, means", average["mean"], 0.45))
+    report.bars.append(Bar("dense record, bytes per activation, maxima", average["max"], 0.45))
+    report.bars.append(Bar("dense record, bytes per activation, means", average["mean"], 0.45))
     ratio = sum(average.values()) / sum(entropy.values())
-    report.notes.append(f"the record against its entropy: {ratio:.3f} (to aim at: 1.15)")
+    report.notes.append(f"size of the record / its entropy: {ratio:.3f} (goal: 1.15)")
 
 
 def exactness(report: Report, wide: Store, deep: Store, few: int) -> None:
-    report.bars.append(Bar("top-20 from codes: places within a code step", top_places(wide, few), 0.99, at_least=True))
+    report.bars.append(Bar("top-20 from codes: ranks within a code step", top_places(wide, few), 0.99, at_least=True))
     report.bars.append(Bar("correlation, largest error", correlation_error(deep), 0.001))
     report.bars.append(Bar("similar images, recall of the first 10", recall(deep, few), 0.85, at_least=True))
 
 
 def top_places(s: Store, images: int) -> float:
-    """Share of the first 20 places, by codes alone, whose unit's exact tail probability is a step or less off the
-    exact first 20's."""
+    """Return how well codes alone rank the top 20 units of an image.
+
+    It is the share of ranks at which the unit's exact tail probability is within one code step, or one image, of that
+    of the unit that is exactly at this rank.
+    """
     run = s.dense.run
     ids = np.array([s.image(i) for i in range(images)])
     exact = np.empty((images, run.units))
@@ -288,43 +297,46 @@ def top_places(s: Store, images: int) -> float:
 
 
 def correlation_error(s: Store) -> float:
-    """Largest difference from Pearson over the exact values, of a layer's units with eight of them."""
+    """Return the largest error of a correlation, against Pearson over exact values.
+
+    About eight units of a layer are compared with all its units.
+    """
     layer, made = s.dense.run.layers[0], make_store.layers_of(s.size)[0]
     values = make_store.values_of(s.size, made).max
     worst = 0.0
     for channel in range(0, layer.channels, max(layer.channels // 8, 1)):
         unit = s.scope._unit(f"{layer.name}:{channel}", None, None)
-        found = correlations(s.dense, unit, np.arange(layer.start, layer.stop))
+        estimated = correlations(s.dense, unit, np.arange(layer.start, layer.stop))
         own = values[:, channel].astype(np.float64)
         own -= own.mean()
         for c in range(layer.channels):
             other = values[:, c].astype(np.float64)
             length = np.linalg.norm(own) * np.linalg.norm(other - other.mean())
             if length > 0:
-                worst = max(worst, abs(found[c] - own @ other / length))
+                worst = max(worst, abs(estimated[c] - own @ other / length))
     return worst
 
 
 def recall(s: Store, images: int) -> float:
-    """Share of the ten nearest images, by comparison with all, that the candidates hold."""
-    layer, found = s.dense.run.layers[0], 0
+    """Return the share of the ten most similar images of all that are also found among the candidates."""
+    layer, hits = s.dense.run.layers[0], 0
     for i in range(images):
         image_id = s.image(i)
         z = standing_of(s.dense, layer, image_id)
-        one, other = (similar_images(s.dense, layer, 10, image_id, z, everything) for everything in (False, True))
-        found += len(set(one["image_id"]) & set(other["image_id"]))
-    return found / (10 * images)
+        quick, full = (similar_images(s.dense, layer, 10, image_id, z, everything) for everything in (False, True))
+        hits += len(set(quick["image_id"]) & set(full["image_id"]))
+    return hits / (10 * images)
 
 
 def _made(root: Path | None, folder: Path, name: str, images: int, channels: Sequence[int]) -> Path:
-    place = root or folder / name
-    make_store.make(place, Size(images, tuple(channels), min(1000, images), SEED)) if not place.exists() else None
-    return place
+    path = root or folder / name
+    make_store.make(path, Size(images, tuple(channels), min(1000, images), SEED)) if not path.exists() else None
+    return path
 
 
 @click.command(help=__doc__)
-@click.option("--deep", type=click.Path(path_type=Path), help="A store of make_store.py with many images.")
-@click.option("--wide", type=click.Path(path_type=Path), help="A store of make_store.py with many units.")
+@click.option("--deep", type=click.Path(path_type=Path), help="A store made by make_store.py with many images.")
+@click.option("--wide", type=click.Path(path_type=Path), help="A store made by make_store.py with many units.")
 @options
 def main(deep: Path | None, wide: Path | None, quick: bool, json_file: str | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="unitscope-questions-"))

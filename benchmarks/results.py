@@ -1,6 +1,6 @@
-"""`make bench`: runs the benchmarks and rewrites benchmarks/RESULTS.md, one section a program.
+"""`make bench`: run the benchmarks and rewrite benchmarks/RESULTS.md, with one section per program.
 
-Only the sections of the programs that ran are replaced; each says when, where and at which commit it was measured.
+Only the sections of programs that ran are replaced. Each says when, where and at which commit it was measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def programs() -> list[str]:
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
-@click.option("--quick", is_flag=True, help="Under a minute each: to see that they run. RESULTS.md stays as it is.")
+@click.option("--quick", is_flag=True, help="Check that they run, in under a minute each. RESULTS.md stays as it is.")
 def main(names: tuple[str, ...], quick: bool) -> None:
     unknown = [name for name in names if name not in programs()]
     if unknown:
@@ -55,8 +55,8 @@ def _sections() -> dict[str, str]:
         text = (FOLDER / "RESULTS.md").read_text()
     except FileNotFoundError:
         return {}
-    found = re.split(r"^## (\w+)\n", text, flags=re.M)
-    return {name: body.strip() for name, body in zip(found[1::2], found[2::2], strict=True)}
+    parts = re.split(r"^## (\w+)\n", text, flags=re.M)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def _write(sections: dict[str, str]) -> None:

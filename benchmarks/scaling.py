@@ -1,7 +1,7 @@
-"""How the run scales: measured on this machine, then simulated out to 1,000 GPUs and a billion images.
+"""How a run scales: measured on this machine, then simulated for up to 1,000 GPUs and a billion images.
 
-python benchmarks/scaling.py --measure       two workers against one, what an engine costs a shard; then the simulation
-python benchmarks/scaling.py --no-measure    the simulation alone, with what was measured before
+python benchmarks/scaling.py --measure       two workers against one, the engines' overhead per shard, the simulation
+python benchmarks/scaling.py --no-measure    only the simulation, with costs that were measured before
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from pipeline.stages import scan
 from store import hdf5, layout, publish
 
 PARTS = ("engines", "slurm", "workers")
-MINUTE = 60.0  # seconds of the shard that overheads are a share of
-SLURM_SHARDS = 8  # shards an array's task takes: its start is shared by them
+MINUTE = 60.0  # seconds of a shard, of which overheads are given as shares
+SLURM_SHARDS = 8  # shards per task of an array, which share the cost of its start
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds. The defaults were measured with --measure on 2 cores, 2026-11."""
+    """Costs in seconds. The defaults were measured with --measure on 2 cores, 2026-11."""
 
-    dispatch: float = 0.0097  # of the driver, a shard on Ray
+    dispatch: float = 0.0097  # of the driver, per shard on Ray
     record: float = 0.000_015  # to read one commit record
     opening: float = 0.000_21  # to open one partial and find an array in it
 
@@ -69,7 +69,7 @@ def _forget_scan(job: Job) -> None:
 
 
 class Listening:
-    """An engine that adds up the seconds its workers spent in shards."""
+    """An engine that adds up the seconds that its workers spend in shards."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.seconds, self.ended = engine, 0.0, 0
@@ -84,10 +84,10 @@ class Listening:
         self.engine.submit(task)
 
     def wait(self, seconds: float) -> list[Outcome]:
-        found = self.engine.wait(seconds)
-        self.seconds += sum(outcome.seconds for outcome in found)
-        self.ended += len(found)
-        return found
+        outcomes = self.engine.wait(seconds)
+        self.seconds += sum(outcome.seconds for outcome in outcomes)
+        self.ended += len(outcomes)
+        return outcomes
 
     def drop(self, task: Task) -> None:
         self.engine.drop(task)
@@ -103,7 +103,7 @@ def _scan_on(job: Job, engine: Engine) -> None:
 
 @contextmanager
 def _workers(job: Job, count: int) -> Iterator[Engine]:
-    """Worker processes with as many cores as there are of them."""
+    """Start `count` worker processes on `count` cores."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, set(cores[:count]))
     engine = Processes(worker.given(job), count)
@@ -115,33 +115,35 @@ def _workers(job: Job, count: int) -> Iterator[Engine]:
 
 
 def measure_workers(report: Report, images: Path, rounds: int) -> None:
-    """The same scan on one worker with one core and on two with two."""
+    """Measure the same scan on one worker with one core and on two workers with two cores."""
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         one, two = (_indexed(Path(folder) / name, images, 32) for name in ("one", "two"))
         with _workers(one, 1) as single, _workers(two, 2) as double:
             sides: dict[str, Callable[[], object]] = {
                 "one": lambda: _scan_on(one, single), "two": lambda: _scan_on(two, double)
             }  # fmt: skip
-            found = bench.interleaved(sides, rounds, say="two workers against one")
+            timings = bench.interleaved(sides, rounds, say="two workers against one")
         count = len(one.readable)
-    ratio = found["one"].over(found["two"])
+    ratio = timings["one"].over(timings["two"])
     for name in ("one", "two"):
-        report.add(f"scan, {name} worker(s), a core each", count / found[name].median, "images/s", found[name].spread)
+        report.add(
+            f"scan, {name} worker(s), one core each", count / timings[name].median, "images/s", timings[name].spread
+        )
     report.bars.append(Bar("two workers against one, one thread each", ratio, 1.8, at_least=True))
 
 
 def _overhead(job: Job, engine: Engine) -> float:
-    """Seconds a shard between shards, on one slot whose worker is warm."""
-    heard = Listening(engine)
-    _scan_on(job, heard)
-    heard.seconds, heard.ended = 0.0, 0
+    """Return the seconds per shard that are spent outside shards, on one slot whose worker is warm."""
+    listening = Listening(engine)
+    _scan_on(job, listening)
+    listening.seconds, listening.ended = 0.0, 0
     began = time.perf_counter()
-    _scan_on(job, heard)
-    return (time.perf_counter() - began - heard.seconds) / heard.ended
+    _scan_on(job, listening)
+    return (time.perf_counter() - began - listening.seconds) / listening.ended
 
 
 def measure_engines(report: Report) -> float:
-    """What each engine adds to a shard. Returns Ray's, or the local one's where Ray is not installed."""
+    """Measure the seconds that each engine adds to a shard. Returns Ray's, or the local ones if Ray is missing."""
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         job = _indexed(Path(folder) / "store", None, 1)
         with _workers(job, 1) as engine:
@@ -162,25 +164,25 @@ def measure_engines(report: Report) -> float:
         return ray
 
 
-def _add_overhead(report: Report, engine: str, seconds: float, note: str = "a shard") -> None:
+def _add_overhead(report: Report, engine: str, seconds: float, note: str = "per shard") -> None:
     report.add(f"overhead, {engine}", seconds, f"s {note}", "")
     report.bars.append(Bar(f"overhead of {engine}, share of a one-minute shard", seconds / MINUTE, 0.02))
 
 
 def measure_slurm(report: Report) -> None:
-    """From sbatch to the end of an array's task, less its shard: queueing, Python, torch and the model."""
+    """Measure the time from sbatch to the end of a task, without its shard: queueing, Python, torch and the model."""
     from slurm_task import seconds_of_a_task
 
-    found = seconds_of_a_task(_config(None, 42))
-    if isinstance(found, str):
-        report.notes.append(f"Slurm was not measured: {found}")
+    seconds = seconds_of_a_task(_config(None, 42))
+    if isinstance(seconds, str):
+        report.notes.append(f"Slurm was not measured: {seconds}")
         return
-    report.add("start of a Slurm task", found, "s a task", "")
-    _add_overhead(report, "slurm", found / SLURM_SHARDS, f"a shard, {SLURM_SHARDS} shards a task")
+    report.add("start of a Slurm task", seconds, "s per task", "")
+    _add_overhead(report, "slurm", seconds / SLURM_SHARDS, f"per shard, {SLURM_SHARDS} shards per task")
 
 
 def measure_files(report: Report, engine_seconds: float) -> Costs:
-    """Reading a commit record, opening a partial: what a driver and a fold do once a shard."""
+    """Measure reading a commit record and opening a partial, which a driver and a fold do once per shard."""
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         job = _indexed(Path(folder) / "store", None, 1)
         driver.run(job, ("scan",))
@@ -200,7 +202,7 @@ def measure_files(report: Report, engine_seconds: float) -> Costs:
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a GPU. `rate`: images a second of scan, an assumption (no GPU here); `layers`, `units`: its own."""
+    """A model on a GPU. `rate` is the scan's images per second; it is assumed, because there was no GPU to measure."""
 
     name: str
     rate: float
@@ -210,24 +212,24 @@ class Case:
 
 
 RESNET50 = Case("ResNet-50", 2_000.0, 50, 23_720, 2_048)
-PARTIAL_BYTES, FOLD_UNITS = 10.0, 3.5e6  # bytes an image and unit; image-units a second that one core folds
-BANDWIDTH = 20e9  # bytes a second of the shared file system
+PARTIAL_BYTES, FOLD_UNITS = 10.0, 3.5e6  # bytes per image and unit; image-units per second that one core folds
+BANDWIDTH = 20e9  # bytes per second of the shared file system
 
 
 def run_simulation(report: Report, costs: Costs, quick: bool) -> None:
-    """Scan and fold of one case on ever more workers and images."""
+    """Simulate the scan and fold of one case with growing numbers of workers and images."""
     grid = [(1.28e6, 8), (1.28e6, 64), (1.28e6, 1000), (1e8, 64), (1e8, 1000), (1e9, 1000)]
     for images, workers in grid[:4] if quick else grid:
         _simulate(report, RESNET50, costs, images, workers)
 
 
 def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: int) -> None:
-    """Shards as docs/cluster.md advises: sixteen a worker, of 1,024 to 65,536 images."""
+    """Simulate one run, with shards as docs/cluster.md advises: sixteen per worker, of 1,024 to 65,536 images."""
     size = round(min(max(images / workers / 16, 1024), 65_536))
     count = round(images / size)
-    one = Work(count, size / case.rate, size * case.units * PARTIAL_BYTES)
+    work = Work(count, size / case.rate, size * case.units * PARTIAL_BYTES)
     cluster = Cluster(workers, costs.dispatch, BANDWIDTH)
-    scanned = simulate(one, cluster)
+    scanned = simulate(work, cluster)
     blocks = max(1.0, 4 * images / (64 << 20) * case.units / case.layers)  # the fold holds 64 MiB of a layer at a time
     reading = costs.record * count + costs.opening * count * 5 * blocks
     each = images * case.units / case.layers / FOLD_UNITS + reading
@@ -244,8 +246,8 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 
 @click.command()
 @bench.options
-@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure here before simulating.")
-@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this.")
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure here, then simulate.")
+@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this part.")
 @click.option("--images", type=click.Path(path_type=Path), default=IMAGENET, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(
@@ -262,7 +264,7 @@ def main(
             measure_workers(report, images, 2 if quick else rounds)
     run_simulation(report, costs, quick)
     report.notes.append(
-        f"simulated: {RESNET50.name}, {RESNET50.rate:g} images/s a GPU (assumed: no GPU here), {RESNET50.units:,} "
+        f"simulated: {RESNET50.name}, {RESNET50.rate:g} images/s per GPU (assumed, no GPU here), {RESNET50.units:,} "
         f"units, file system {BANDWIDTH / 1e9:g} GB/s; a worker fails once in 30 days, 1 attempt in 500 takes 6 times "
         "as long"
     )

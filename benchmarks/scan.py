@@ -1,11 +1,17 @@
 """The scan against the bare forward pass of the same folded network on the same decoded batches.
 
-"bare" is that network in torch's own operations, folded and channels last, a batch a core. Rows: the network that we
-run, its padding and clips part of its convolutions, without taps; with taps (every per-image statistic in memory); the
-stage `scan` itself (sums over images, partials written, hashed and committed); then what people write today: torch's
-own reductions of the same layers (taps) and of every module's output (hooks); activations dumped to memory and reduced
-with numpy; zennit-crp (extra `bench`), which runs a backward pass too. `fold`, which runs once after all shards and off
-the GPU, is not in the ratio.
+"bare" is the network with folded batch norms in torch's own operations, channels last, with one batch per core. Rows:
+
+\b
+- our pass: the network that the scan runs, with padding and clips fused into its convolutions, without taps
+- taps: the same with taps, which keep every per-image statistic in memory
+- scan: the stage `scan` itself, with sums over images and with partials written, hashed and committed
+- eager taps, eager hooks: torch's own reductions of the same layers, or of the output of every module
+- dump and numpy: activations copied to memory and reduced with numpy
+- zennit-crp (extra `bench`), which also runs a backward pass
+
+The eager rows, the dump and zennit-crp are the usual ways to obtain such results. The ratio does not include `fold`,
+which runs once after all shards and not on the GPU.
 """
 
 from __future__ import annotations
@@ -28,34 +34,34 @@ from pipeline import graph
 from pipeline.graph import Layer
 
 LIMITS = {"lite0": 1.25, "googlenet": 1.10, "resnet50": 1.10}
-IMAGES = 256  # two shards: one is written while the other is measured, as in any longer scan
+IMAGES = 256  # two shards, so that one is written while the other is measured, as in any longer scan
 
 
 def _reduced(x: Tensor) -> tuple[Tensor, ...]:
     flat = x.flatten(2)
-    high, place = flat.max(2)
-    return high, place, flat.amin(2), flat.mean(2), flat.square().mean(2), (flat > 0).float().mean(2)
+    high, position = flat.max(2)
+    return high, position, flat.amin(2), flat.mean(2), flat.square().mean(2), (flat > 0).float().mean(2)
 
 
 def eager_taps(scan: Scan) -> Callable[[], None]:
-    """The scan's own layers, with torch's reductions in the pass: max, argmax, min, mean, squares, share above zero."""
-    found: dict[str, tuple[Tensor, ...]] = {}
+    """Return a pass that reduces the scan's layers with torch: max, argmax, min, mean, squares, share above zero."""
+    reduced: dict[str, tuple[Tensor, ...]] = {}
 
     def tap(layer: Layer, x: Tensor) -> None:
-        found[layer.name] = _reduced(x)
+        reduced[layer.name] = _reduced(x)
 
     return _tapped(scan, tap)
 
 
 def eager_hooks(scan: Scan) -> Callable[[], None]:
-    """What people write: a forward hook with the same reductions on every module of the same folded network."""
-    found: dict[str, tuple[Tensor, ...]] = {}
+    """Return the usual solution: a forward hook with the same reductions on every module of the folded network."""
+    reduced: dict[str, tuple[Tensor, ...]] = {}
     network = copy.deepcopy(scan.folded)
 
     def hook(name: str) -> Callable[..., None]:
         def reduce(_: object, __: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                found[name] = _reduced(output)
+                reduced[name] = _reduced(output)
 
         return reduce
 
@@ -66,7 +72,7 @@ def eager_hooks(scan: Scan) -> Callable[[], None]:
 
 
 def dumped(scan: Scan) -> Callable[[], None]:
-    """Activations copied out, then reduced by numpy."""
+    """Return a pass that copies activations out and reduces them with numpy."""
 
     def tap(layer: Layer, x: Tensor) -> None:
         flat = x.flatten(2).numpy().copy()
@@ -81,7 +87,10 @@ def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], No
 
 
 def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
-    """`FeatureVisualization.run` of zennit-crp on the layers that are modules, with its EpsilonPlus and all threads."""
+    """Return `FeatureVisualization.run` of zennit-crp and the number of its layers, which are those that are modules.
+
+    It uses zennit's EpsilonPlus and all threads.
+    """
     from crp.attribution import CondAttribution
     from crp.concepts import ChannelConcept
     from crp.visualization import FeatureVisualization
@@ -124,15 +133,17 @@ def measure(network: str, rounds: int, images: int, report: Report, peers: bool)
     }  # fmt: skip
     if peers:
         sides |= {"eager taps": eager_taps(scan), "eager hooks": eager_hooks(scan), "dump and numpy": dumped(scan)}
-    found = interleaved(sides, rounds, say=network)
-    for name, samples in found.items():
+    timings = interleaved(sides, rounds, say=network)
+    for name, samples in timings.items():
         each = samples.median / images * 1e3
-        report.add(network, name, images, each, samples.over(found["bare forward pass"]), samples.spread)
-    report.bars.append(Bar(f"{network}: scan / bare", found["scan"].over(found["bare forward pass"]), LIMITS[network]))
+        report.add(network, name, images, each, samples.over(timings["bare forward pass"]), samples.spread)
+    report.bars.append(
+        Bar(f"{network}: scan / bare", timings["scan"].over(timings["bare forward pass"]), LIMITS[network])
+    )
     if peers:
-        ratio = found["eager hooks"].over(found["scan"])
+        ratio = timings["eager hooks"].over(timings["scan"])
         report.bars.append(Bar(f"{network}: eager hooks / scan", ratio, 4.0, at_least=True))
-        against_crp(scan, report, found["scan"].median / images)
+        against_crp(scan, report, timings["scan"].median / images)
     scan.close()
 
 
@@ -143,20 +154,20 @@ def against_crp(scan: Scan, report: Report, ours: float) -> None:
     except ImportError:
         report.notes.append("zennit-crp is not installed (pip install 'unitscope[bench]'): its row is missing")
         return
-    found = interleaved({"zennit-crp": run}, 3, say="zennit-crp")["zennit-crp"]
-    each = found.median / images
+    crp = interleaved({"zennit-crp": run}, 3, say="zennit-crp")["zennit-crp"]
+    each = crp.median / images
     report.add(
-        "lite0", f"zennit-crp, {layers} of {len(scan.job.layers)} layers", images, each * 1e3, each / ours, found.spread
+        "lite0", f"zennit-crp, {layers} of {len(scan.job.layers)} layers", images, each * 1e3, each / ours, crp.spread
     )
-    report.notes.append("zennit-crp's ratio is against the scan, each a picture")
-    report.bars.append(Bar("lite0: zennit-crp / scan, a picture", each / ours, 5.0, at_least=True))
+    report.notes.append("zennit-crp's ratio is to the scan, both per picture")
+    report.bars.append(Bar("lite0: zennit-crp / scan, per picture", each / ours, 5.0, at_least=True))
 
 
 @click.command(help=__doc__)
-@click.option("--network", "networks", multiple=True, type=click.Choice(list(LIMITS)), help="Only this one.")
+@click.option("--network", "networks", multiple=True, type=click.Choice(list(LIMITS)), help="Only this network.")
 @options
 def main(networks: tuple[str, ...], quick: bool, json_file: str | None) -> None:
-    columns = ("network", "side", "images", "ms an image", "ratio", "seconds, spread")
+    columns = ("network", "side", "images", "ms per image", "ratio", "seconds, spread")
     report = Report("The scan against the bare forward pass", columns)
     for network in networks or (["lite0"] if quick else LIMITS):
         images = IMAGES // (4 if quick else 1)

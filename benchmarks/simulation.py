@@ -1,8 +1,8 @@
-"""A run on many workers as discrete events: shards, the driver, the file system, failures, stragglers and their twins.
+"""A discrete-event simulation of a run on many workers.
 
-Every event is the end of one shard's attempt on one worker. The driver hands shards out one at a time; a shard is
-written through a file system of limited bandwidth; a worker that fails loses its shard and comes back; the end of a
-stage sends twins of stragglers, as `pipeline.executors.scheduling` does.
+Every event is the end of an attempt at one shard on one worker, or the return of a worker. The driver hands out shards
+one at a time. Shards are written to a file system of limited bandwidth. A worker that fails loses its shard and returns
+later. At the end of a stage, stragglers get a second copy (a twin), as in `pipeline.executors.scheduling`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pipeline.executors.scheduling import SLOW, SLOW_SECONDS
 
 @dataclass(frozen=True)
 class Cluster:
-    """Seconds and bytes a second."""
+    """The properties of a cluster. Times are in seconds."""
 
     workers: int
-    dispatch: float  # of the driver, a shard
-    bandwidth: float  # of the file system, all workers together
-    mtbf: float = 30 * 86_400.0  # of one worker
-    repair: float = 600.0
-    spread: float = 0.05  # of a shard's seconds: standard deviation of their logarithm
-    slow_share: float = 0.002  # of attempts that are stragglers
-    slow_times: float = 6.0
+    dispatch: float  # seconds of the driver per shard
+    bandwidth: float  # bytes per second of the file system, for all workers together
+    mtbf: float = 30 * 86_400.0  # mean seconds between failures of one worker
+    repair: float = 600.0  # seconds until a failed worker returns
+    spread: float = 0.05  # standard deviation of the logarithm of a shard's seconds
+    slow_share: float = 0.002  # share of attempts that are stragglers
+    slow_times: float = 6.0  # factor by which stragglers are slower
 
 
 @dataclass(frozen=True)
 class Work:
-    """Equal shards: seconds of computing, and bytes that each reads and writes."""
+    """Equal shards. Each takes `seconds` to compute and moves `bytes` to or from the file system."""
 
     shards: int
     seconds: float
@@ -42,8 +42,8 @@ class Work:
 @dataclass
 class Result:
     seconds: float = 0.0
-    busy: float = 0.0  # worker seconds of attempts that counted
-    again: int = 0  # attempts lost with their worker
+    busy: float = 0.0  # worker seconds of computing, of attempts whose result was used
+    again: int = 0  # shards that were lost with their worker and computed again
     twins: int = 0
     driver: float = 0.0  # seconds the driver was busy
     files: float = 0.0  # seconds the file system was busy
@@ -55,16 +55,16 @@ class Result:
 
 
 class _Stage:
-    """The state of one stage while its events pass."""
+    """The state of one stage during the simulation."""
 
     def __init__(self, work: Work, cluster: Cluster, seed: int) -> None:
         self.work, self.cluster, self.random = work, cluster, random.Random(seed)
         self.todo = deque(range(work.shards))
         self.free: deque[int] = deque(range(cluster.workers))
-        self.events: list[tuple[float, int, int, float, bool]] = []  # end, worker, shard, began, whether it is lost
-        self.running: dict[int, list[float]] = {}  # shard -> beginnings
+        self.events: list[tuple[float, int, int, float, bool]] = []  # end, worker, shard, beginning, whether it is lost
+        self.running: dict[int, list[float]] = {}  # shard -> beginnings of its attempts
         self.done: set[int] = set()
-        self.took: deque[float] = deque(maxlen=101)  # seconds of the last shards, waits for the file system included
+        self.took: deque[float] = deque(maxlen=101)  # seconds of the last shards, with waits for the file system
         self.driver_free = self.files_free = self.now = 0.0
         self.result = Result(workers=cluster.workers)
 
@@ -72,7 +72,7 @@ class _Stage:
         self.fill()
         while len(self.done) < self.work.shards:
             self.now, worker, shard, began, lost = heapq.heappop(self.events)
-            if shard < 0:  # a worker is back
+            if shard < 0:  # a worker has returned, or it is time to look for stragglers
                 self.free.append(worker)
             else:
                 self.end(worker, shard, began, lost)

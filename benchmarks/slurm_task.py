@@ -1,4 +1,7 @@
-"""What a task of a Slurm array costs beside its shards: on a real one-node Slurm, started here where that can be."""
+"""The cost of a task of a Slurm array besides its shards, measured on a one-node Slurm that is started here.
+
+If Slurm cannot be started on this machine, nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ TASKS = 3
 
 
 def seconds_of_a_task(config: Mapping[str, Mapping[str, object]]) -> float | str:
-    """Median seconds from sbatch to a task's end, less the shard; or why it could not be measured."""
+    """Return the median seconds from sbatch to a task's end, without the shard's own; or why they were not measured."""
     if os.geteuid() or not shutil.which("slurmctld", path="/usr/sbin:/usr/local/sbin"):
         return "no Slurm to start here"
     with tempfile.TemporaryDirectory(prefix="unitscope-slurm-") as folder:
@@ -38,7 +41,7 @@ def seconds_of_a_task(config: Mapping[str, Mapping[str, object]]) -> float | str
 
 
 def _task(home: Path, env: dict[str, str], config: Mapping[str, Mapping[str, object]], number: int) -> float:
-    """Submits one task that scans one shard; from sbatch to its end, less the shard's own seconds."""
+    """Submit one task that scans one shard. Returns the seconds from sbatch to its end, without the shard's own."""
     store, file = home / f"store{number}", home / "scaling.toml"
     file.write_text(to_toml(config))
     command = [sys.executable, "-m", "unitscope", "run", str(file), "--store", str(store)]
