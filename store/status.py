@@ -29,6 +29,7 @@ def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) 
         lines += [f"{run}  fingerprint {run_records[0].fingerprint[:12]}", *_stages(run_records, run_events)]
         lines += _in_flight(run_records, run_events, job_states)
         lines += _images(root, run_records)
+        lines += _processors(run_events)
         lines += timings.table(run_events) if with_timings else []
     return lines
 
@@ -46,6 +47,16 @@ def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
             so_far = f"of {known} so far" if known is not None else "so far"
             lines.append(f"  {stage.name:10} {done[stage.name]:6} shards {'complete' if complete else so_far}")
     return lines
+
+
+def _processors(events: list[dict[str, Any]]) -> list[str]:
+    """Return the kind of processor that computed the shards, and what it means if there were several."""
+    kinds = Counter(str(e["processor"]) for e in events if e["event"] == "done" and "processor" in e)
+    if not kinds:
+        return []
+    listed = ", ".join(f"{kind} ({count} shards)" for kind, count in sorted(kinds.items()))
+    several = "; the same bytes are promised on one kind only" if len(kinds) > 1 else ""
+    return [f"  processor  {listed}{several}"]
 
 
 def _in_flight(records: list[Record], events: list[dict[str, Any]], job_states: States) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.executors.readiness import wait_for_inputs
 from pipeline.job import Job, Shard, Stage
 from pipeline.runtime.devices import set_up
+from pipeline.runtime.processor import processor_kind
 from pipeline.runtime.timing import counting
 from pipeline.stages import stage_named
 from store.errors import UsageError
@@ -128,7 +129,8 @@ def run_shard(job: Job, stage: Stage, shard: Shard, advance: Callable[[int], Non
     facts = {"seconds": round(seconds, 4), "phases": phases.rounded(), "size": shard.size, "unit": stage.unit}
     if stage.unit == "img":
         facts["images_per_second"] = round(shard.size / max(seconds, 1e-9), 2)
-    job.store.log.write(event, **names, device=job.spec.device, **facts, **more)
+    where = {"device": job.spec.device, "processor": processor_kind()}
+    job.store.log.write(event, **names, **where, **facts, **more)
 
 
 def _is_done(job: Job, stage: Stage, shard: Shard) -> bool:

@@ -111,7 +111,7 @@ def test_every_shard_of_a_real_run_left_its_seconds(demo_store: Path) -> None:
     scan = [e for e in done if e["stage"] == "scan"]
     for name in ("decode", "forward", "reduce", "write"):
         assert all(e["phases"][name] > 0 for e in scan), name
-    assert all(set(e) >= {"host", "pid", "device", "seconds", "images_per_second"} for e in scan)
+    assert all(set(e) >= {"host", "pid", "device", "processor", "seconds", "images_per_second"} for e in scan)
     said = CliRunner().invoke(unitscope.cli, ["status", str(demo_store), "--timings"]).output
     assert "forward" in said
     assert "visualize" in said.splitlines()[-1]
@@ -140,6 +140,24 @@ def test_status_joins_the_store_with_the_queue(
     assert "job 7_2 is gone from the queue: lost" in text
     assert "visualize       1 RUNNING on n2" in text
     assert "3 shards of 5 so far" in text
+
+
+def test_status_says_on_which_kinds_of_processor_shards_were_computed(demo_store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from pipeline.runtime.processor import processor_kind
+
+    store = tmp_path / "store"
+    shutil.copytree(demo_store, store)
+    lines = [line for line in lines_of(store, False) if "processor" in line]
+    assert len(lines) == 1
+    assert processor_kind() in lines[0]
+    assert "promised" not in lines[0]
+    (run,) = [p.name for p in (store / "commits").iterdir()]
+    logs.Log(store, {}).write("done", run=run, stage="scan", shard="00000", processor="another kind")
+    (line,) = [line for line in lines_of(store, False) if "processor" in line]
+    assert "another kind (1 shards)" in line
+    assert "on one kind only" in line
 
 
 def test_logs_are_lines_of_json(demo_store: Path) -> None:
