@@ -83,7 +83,8 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
 
 def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame) -> None:
     assert visualize.pictures_planned(job) == len(table)
-    assert visualize.shards_planned(job) == len(job.store.done("visualize"))
+    expected = visualize.STAGE.expected(job)
+    assert expected.first + expected.later == len(job.store.done("visualize"))
     assert "memory allows a batch of" in make_plan(job)
 
 
@@ -159,7 +160,7 @@ def test_how_pictures_are_split_is_not_seen_in_them(job: Job, table: pd.DataFram
     """One shard per picture (which is a setting, so it makes another run) gives the same pictures and numbers."""
     other = Job(_config(shard_size=1, layers=["blocks.2.1.bn1"]), tmp_path / "store", progress=False)
     driver.run(other)
-    found = pd.read_parquet(other.root / layout.table(other.run, "visualizations"))
+    found = pd.read_parquet(other.store.root / layout.table(other.store.run, "visualizations"))
     same = table[table["layer"] == "blocks.2.1.bn1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, same, check_categorical=False)
     for _, row in same.iterrows():
@@ -187,7 +188,7 @@ def test_a_models_own_size_is_stated(job: Job, tmp_path: Path) -> None:
     config = replace(config, visualize=replace(config.visualize, layers=("classifier",)))
     other = Job(config, tmp_path / "store", progress=False)
     driver.run(other)
-    found = pd.read_parquet(other.root / layout.table(other.run, "visualizations"))
+    found = pd.read_parquet(other.store.root / layout.table(other.store.run, "visualizations"))
     assert found["input"].tolist() == ["model"] * 2
     picture = _images(other, found.iloc[0])
     assert np.array_equal(picture[..., 0], picture[..., 2])

@@ -102,7 +102,8 @@ def test_shares_and_processes_give_the_same_bytes(config: Path, undisturbed: dic
     store = config.parent / "shared"
     _finish(config, store, "--stage", "index", "--stage", "calibrate")
     halves = [_start(config, store, "--stage", "scan", "--shard", f"{i}/2") for i in range(2)]
-    assert [h.wait() for h in halves] == [0, 0], [h.communicate()[1][-500:] for h in halves]
+    said = [half.communicate()[1] for half in halves]
+    assert [half.returncode for half in halves] == [0, 0], [text[-500:] for text in said]
     _finish(config, store, "--workers", "2")
     assert digests(store) == undisturbed
 

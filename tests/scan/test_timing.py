@@ -17,6 +17,7 @@ from pipeline.runtime import timing
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.slurm import queue
 from store import logs, timings
+from store.status import lines_of
 
 
 def test_a_phase_inside_a_phase_is_taken_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
