@@ -18,6 +18,7 @@ from pipeline.data.folder import DemoSource, FolderSource
 from pipeline.data.loading import Batch
 from pipeline.data.source import Source
 from pipeline.job import Job
+from pipeline.job.runtime import Runtime
 from pipeline.runtime.devices import set_up
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.scan.measurer import folded_network
@@ -82,7 +83,7 @@ class Scan:
         driver.run(self.job, (index.STAGE.name, "calibrate"))
         ids = self.job.dataset.readable
         self.decoded = list(self.job.runtime.batches(ids))
-        self.warm_job = _Preloaded(self.job, self.decoded)
+        self.warm_job = _preloaded(self.job, self.decoded)
 
     def decode(self) -> None:
         for _ in self.job.runtime.batches(self.job.dataset.readable):
@@ -137,12 +138,19 @@ class Scan:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _Preloaded(Job):
-    """A job whose pictures are already decoded."""
+def _preloaded(job: Job, decoded: list[Batch]) -> Job:
+    """Return a job on the same store whose pictures are already decoded."""
+    warm = Job(job.spec.config, job.store.root, progress=False)
+    warm.spec, warm.runtime = job.spec, _Preloaded(job, decoded)  # the model is opened once
+    return warm
+
+
+class _Preloaded(Runtime):
+    """A runtime that takes decoded batches where others decode, and shares the measurer of another job."""
 
     def __init__(self, job: Job, decoded: list[Batch]) -> None:
-        super().__init__(job.spec.config, job.store.root, progress=False)
-        self.__dict__["model"], self.__dict__["measurer"] = job.spec.model, job.runtime.measurer  # made once
+        super().__init__(job.spec, job.dataset, progress=False)
+        self.__dict__["measurer"] = job.runtime.measurer
         self._by_first = {int(batch.ids[0]): batch for batch in decoded}
         self._batch = job.spec.config.scan.batch_size
 

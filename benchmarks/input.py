@@ -29,7 +29,7 @@ class _Files(torch.utils.data.Dataset[Tensor]):
 
     def __init__(self, scan: Scan) -> None:
         self.files = sorted((scan.folder / "photographs").iterdir())
-        self.preprocess = scan.job.model.preprocess
+        self.preprocess = scan.job.spec.model.preprocess
 
     def __getitem__(self, item: int) -> Tensor:
         from torchvision.transforms import v2
@@ -74,12 +74,12 @@ def others(scan: Scan, rounds: int, images: int, report: Report) -> None:
         def decode(source: object = source) -> None:
             entries = source.entries  # type: ignore[attr-defined]
             read = lambda i: source.read(entries[i])  # type: ignore[attr-defined]  # noqa: E731
-            with ThreadPoolExecutor(scan.job.threads) as pool:
-                for _ in batches(range(len(entries)), read, scan.job.model.preprocess.pixels, 16, pool):
+            with ThreadPoolExecutor(scan.job.runtime.threads) as pool:
+                for _ in batches(range(len(entries)), read, scan.job.spec.model.preprocess.pixels, 16, pool):
                     pass
 
         sides[f"decode, packed {kind}"] = decode
-    loader = torch.utils.data.DataLoader(_Files(scan), 16, num_workers=scan.job.threads)
+    loader = torch.utils.data.DataLoader(_Files(scan), 16, num_workers=scan.job.runtime.threads)
     sides["DataLoader, Pillow transforms"] = lambda: [None for _ in loader]
     timings = interleaved(sides, rounds, say="containers")
     for name, samples in list(timings.items())[1:]:

@@ -114,7 +114,7 @@ def _workers(job: Job, count: int) -> Iterator[Engine]:
         engine.close()
 
 
-def measure_workers(report: Report, images: Path, rounds: int) -> None:
+def measure_workers(report: Report, images: Path | None, rounds: int) -> None:
     """Measure the same scan on one worker with one core and on two workers with two cores."""
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         one, two = (_indexed(Path(folder) / name, images, 32) for name in ("one", "two"))
@@ -123,7 +123,7 @@ def measure_workers(report: Report, images: Path, rounds: int) -> None:
                 "one": lambda: _scan_on(one, single), "two": lambda: _scan_on(two, double)
             }  # fmt: skip
             timings = bench.interleaved(sides, rounds, say="two workers against one")
-        count = len(one.readable)
+        count = len(one.dataset.readable)
     ratio = timings["one"].over(timings["two"])
     for name in ("one", "two"):
         report.add(
@@ -248,10 +248,13 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 @bench.options
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure here, then simulate.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this part.")
-@click.option("--images", type=click.Path(path_type=Path), default=IMAGENET, show_default=True)
+@click.option("--images", type=click.Path(path_type=Path, exists=True),
+              default=IMAGENET if IMAGENET.is_dir() else None,
+              help="Folder of photographs.  [default: the ImageNet sample beside the checkout, else the demo's]")  # fmt: skip
 @click.option("--rounds", default=5, show_default=True)
 def main(
-    quick: bool, json_file: str | None, measure: bool, parts: tuple[str, ...], images: Path, rounds: int
+    quick: bool, json_file: str | None, measure: bool, parts: tuple[str, ...], images: Path | None,
+    rounds: int,
 ) -> None:  # fmt: skip
     report = Report("Scaling", ("what", "value", "unit", "spread, notes"))
     costs = Costs()

@@ -82,7 +82,7 @@ def dumped(scan: Scan) -> Callable[[], None]:
 
 
 def _tapped(scan: Scan, tap: Callable[[Layer, Tensor], None]) -> Callable[[], None]:
-    tapped = graph.with_taps(scan.folded, scan.job.layers, tap)
+    tapped = graph.with_taps(scan.folded, scan.job.spec.layers, tap)
     return lambda: scan.passes(tapped)
 
 
@@ -97,17 +97,17 @@ def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
     from zennit.composites import EpsilonPlus
 
     pixels = np.concatenate([b.pixels[: len(b.ids)] for b in scan.decoded])[:images]
-    network = scan.job.model.network
+    network = scan.job.spec.model.network
 
     class _Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         def __getitem__(self, item: int) -> tuple[Tensor, int]:
-            return scan.job.model.preprocess.normalize(torch.from_numpy(pixels[item])[None].float() / 255)[0], 0
+            return scan.job.spec.model.preprocess.normalize(torch.from_numpy(pixels[item])[None].float() / 255)[0], 0
 
         def __len__(self) -> int:
             return len(pixels)
 
     modules = dict(network.named_modules())
-    names = [layer.name for layer in scan.job.layers if layer.name in modules]
+    names = [layer.name for layer in scan.job.spec.layers if layer.name in modules]
     folder = tempfile.mkdtemp(prefix="unitscope-crp-")
 
     def run() -> None:
@@ -116,7 +116,7 @@ def zennit_crp(scan: Scan, images: int) -> tuple[Callable[[], None], int]:
         concept = ChannelConcept()
         attribution = CondAttribution(network)
         shown = FeatureVisualization(attribution, _Dataset(), dict.fromkeys(names, concept), path=folder)
-        torch.set_num_threads(scan.job.streams)
+        torch.set_num_threads(scan.job.runtime.streams)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             shown.run(EpsilonPlus(), 0, len(pixels), 16, 100)
         torch.set_num_threads(1)
@@ -157,7 +157,12 @@ def against_crp(scan: Scan, report: Report, ours: float) -> None:
     crp = interleaved({"zennit-crp": run}, 3, say="zennit-crp")["zennit-crp"]
     each = crp.median / images
     report.add(
-        "lite0", f"zennit-crp, {layers} of {len(scan.job.layers)} layers", images, each * 1e3, each / ours, crp.spread
+        "lite0",
+        f"zennit-crp, {layers} of {len(scan.job.spec.layers)} layers",
+        images,
+        each * 1e3,
+        each / ours,
+        crp.spread,
     )
     report.notes.append("zennit-crp's ratio is to the scan, both per picture")
     report.bars.append(Bar("lite0: zennit-crp / scan, per picture", each / ours, 5.0, at_least=True))
