@@ -250,7 +250,8 @@ def _simulate(report: Report, case: Case, costs: Costs, images: float, workers: 
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure only this part.")
 @click.option("--images", type=click.Path(path_type=Path, exists=True),
               default=IMAGENET if IMAGENET.is_dir() else None,
-              help="Folder of photographs.  [default: the ImageNet sample beside the checkout, else the demo's]")  # fmt: skip
+              help="Folder of photographs.  [default: the ImageNet sample beside the checkout, or the demo's]",
+              )  # fmt: skip
 @click.option("--rounds", default=5, show_default=True)
 def main(
     quick: bool, json_file: str | None, measure: bool, parts: tuple[str, ...], images: Path | None,
