@@ -74,8 +74,9 @@ class Probe:
         """
         import torch
 
-        batch = np.zeros((self._batch, *pixels.shape), np.uint8)
-        batch[0] = pixels
+        from pipeline.data.loading import pad_batch
+
+        batch = pad_batch([pixels], self._batch)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.decode import BadImageError, open_image
+from pipeline.data.loading import pad_batch
 from pipeline.data.source import Entry
 from pipeline.driver import missing_shards
 from pipeline.featurevis import Picture, Renderer, memory
@@ -103,15 +104,9 @@ def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
         except (BadImageError, OSError):
             continue
     decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.runtime.threads
-    shape = (
-        size,
-        job.spec.model.preprocess.channels,
-        job.spec.model.preprocess.height,
-        job.spec.model.preprocess.width,
-    )
-    batch = np.zeros(shape, np.uint8)
-    for row, picture in enumerate(pixels[:size]):
-        batch[row] = picture
+    preprocess = job.spec.model.preprocess
+    blank = np.zeros((preprocess.channels, preprocess.height, preprocess.width), np.uint8)
+    batch = pad_batch(pixels[:size] or [blank], size)
     job.runtime.measurer.pixels(batch)
     started = time.perf_counter()
     for _ in range(SAMPLE):

@@ -71,7 +71,16 @@ def _batch(ids: Sequence[int], decoded: list[NDArray[np.uint8] | str], batch_siz
     bad = tuple((int(i), f) for i, f in zip(ids, decoded, strict=True) if isinstance(f, str))
     if not good:
         return Batch(np.zeros(0, np.int64), np.zeros((0, 0, 0, 0), np.uint8), bad)
-    stacked = np.zeros((batch_size, *good[0][1].shape), np.uint8)
-    for row, (_, array) in enumerate(good):
-        stacked[row] = array
-    return Batch(np.array([i for i, _ in good], np.int64), stacked, bad)
+    pixels = pad_batch([array for _, array in good], batch_size)
+    return Batch(np.array([i for i, _ in good], np.int64), pixels, bad)
+
+
+def pad_batch(pictures: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
+    """Stack pictures [channels, H, W] to a batch of `size`, filled up with zeros: uint8 [size, channels, H, W].
+
+    Every batch of a run has one size, since the last bits of results depend on it.
+    """
+    batch = np.zeros((size, *pictures[0].shape), np.uint8)
+    for row, picture in enumerate(pictures):
+        batch[row] = picture
+    return batch

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.shard_files import ShardedSource
-from pipeline.data.source import ClassName, Entry, class_names, in_order_of_class
+from pipeline.data.source import ClassName, Entry, class_names, class_number, in_order_of_class
 from store.errors import UsageError
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "bytes", "picture")
@@ -158,16 +158,15 @@ def _labels(values: list[Any], names: tuple[str, ...] | None) -> list[ClassName 
     if all(isinstance(v, str) for v in known):
         of_name = class_names(known)
         return [None if v is None else of_name[v] for v in values]
-    if not all(isinstance(v, int) for v in known):
-        raise UsageError(
-            f"labels are of types {', '.join(sorted({type(v).__name__ for v in known}))}: expected all int or all text"
-        )
-    beyond = [v for v in known if names and v >= len(names)]
+    if any(isinstance(v, str) for v in known):
+        raise UsageError("labels are partly text and partly numbers: expected all text or all numbers")
+    numbers = {v: class_number(v, "a label column") for v in known}
+    beyond = [n for n in numbers.values() if names and n is not None and n >= len(names)]
     if beyond:
         raise UsageError(f"label {max(beyond)} is beyond the {len(names or ())} classes that the file's metadata names")
     synsets = class_names(names) if names else {}
     if not any(c.synset and c.label != c.synset for c in synsets.values()):
         synsets = {}  # plain names keep the class numbers of the column
-    classes = {v: synsets.get(names[v], ClassName(v, names[v], None)) if names else ClassName(v, str(v), None)
-               for v in known if v >= 0}  # fmt: skip
+    classes = {v: synsets.get(names[n], ClassName(n, names[n], None)) if names else ClassName(n, str(n), None)
+               for v, n in numbers.items() if n is not None}  # fmt: skip
     return [classes.get(v) for v in values]

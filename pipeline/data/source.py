@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.imagenet import SYNSET, imagenet_labels, imagenet_synsets
+from store.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,21 @@ def text_digest(lines: Iterable[str]) -> str:
 
 def in_order_of_class(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda e: (e.label.index if e.label else 1 << 31, e.path)))
+
+
+MOST_CLASS = 2**31 - 1  # class numbers are stored as int32
+
+
+def class_number(value: object, where: str) -> int | None:
+    """Return the number of a class as any source tells it, or None for -1, which means no class.
+
+    Whole floats count, as tables with missing values hold them. Raises UsageError, which names the place `where`, for
+    anything else: text, bools, fractions, other negative numbers and numbers beyond int32.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and -1 <= value <= MOST_CLASS and value == int(value):  # type: ignore[operator,call-overload]
+        return int(value) if value != -1 else None  # type: ignore[call-overload]
+    raise UsageError(f"{where}: class {value!r}: expected a whole number from 0 to {MOST_CLASS}, or -1 for no class")
 
 
 def class_names(names: Iterable[str]) -> dict[str, ClassName]:

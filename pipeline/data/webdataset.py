@@ -8,16 +8,18 @@ its path.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
+import re
 import tarfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.data.decode import SUFFIXES
 from pipeline.data.shard_files import ShardedSource
-from pipeline.data.source import ClassName, Entry, class_names, in_order_of_class
+from pipeline.data.source import ClassName, Entry, class_names, class_number, in_order_of_class
 from store.errors import UsageError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -27,7 +29,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 class _Sample:
     pictures: list[Entry] = field(default_factory=list)
     cls: int | None = None
+    numbered: bool = False  # whether a .cls file told its class, or that it has none
     facts: dict[str, object] = field(default_factory=dict)
+
+
+class _Opened:
+    """A file that is open for reading until nobody refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class WebDatasetSource(ShardedSource):
@@ -45,14 +56,14 @@ class WebDatasetSource(ShardedSource):
         if entry.source_file is None or entry.offset is None or entry.length is None:
             raise ValueError(f"{entry.path}: an entry of a tar must have a file, an offset and a length")
         file = self._file(entry.source_file)  # this reference keeps it open even if the cache drops it
-        data = os.pread(file.fileno(), entry.length, entry.offset)
+        data = os.pread(file.descriptor, entry.length, entry.offset)
         if len(data) < entry.length:
             raise OSError(5, f"{entry.source_file} ends before the picture does")
         return data
 
     @functools.lru_cache(64)  # noqa: B019  (a source lives as long as its process)
-    def _file(self, file: str) -> io.FileIO:
-        return open(self.shards.path(file), "rb", buffering=0)
+    def _file(self, file: str) -> _Opened:
+        return _Opened(self.shards.path(file))
 
     def _samples(self, file: str) -> dict[str, _Sample]:
         path = self.shards.path(file)
@@ -85,10 +96,10 @@ def _take(samples: dict[str, _Sample], file: str, member: tarfile.TarInfo, body:
     if lower.endswith(SUFFIXES):
         sample.pictures.append(Entry(name, None, file, member.offset_data, member.size))
     elif lower.endswith(".cls"):
-        text = body().decode(errors="replace").strip()
-        if not text.isdigit():
-            raise UsageError(f"{file}: {name} holds {text[:40]!r}: expected the number of a class")
-        sample.cls = int(text)
+        text = body().decode(errors="replace").strip()[:40]
+        where = f"{file}: {name}"
+        sample.cls = class_number(int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text, where)
+        sample.numbered = True
     elif lower.endswith(".json"):
         try:
             facts = json.loads(body())
@@ -120,10 +131,11 @@ def _key(sample: _Sample) -> ClassName | str | None:
     """
     facts = sample.facts
     synset = next((str(facts[k]) for k in ("synset", "wnid") if isinstance(facts.get(k), str)), None)
-    number = next((facts[k] for k in ("class_index", "cls", "label") if type(facts.get(k)) is int), sample.cls)
+    told = next((facts[k] for k in ("class_index", "cls", "label") if isinstance(facts.get(k), (int, float))), None)
     label = facts.get("label") if isinstance(facts.get("label"), str) else None
-    if isinstance(number, int):
-        return ClassName(number, str(label or number), synset) if number >= 0 else None
+    if told is not None or sample.numbered:
+        number = sample.cls if told is None else class_number(told, f"the JSON of {sample.pictures[0].path}")
+        return None if number is None else ClassName(number, str(label or number), synset)
     if synset or label:
         return str(synset or label)
     if facts.get("class_index", 0) is None:  # the JSON says that it has no class

@@ -115,3 +115,11 @@ def check_finite(out: BatchStatistics, images: int, names: Callable[[int], str])
             f"unit {names(unit)} is not finite on picture {image} of its batch ({int(bad.any(0).sum())} units in all): "
             "check the weights and the preprocessing; a precision narrower than float32 can overflow"
         )
+
+
+def check_sign(layer: Layer, lowest: float) -> None:
+    """Raise UsageError if a layer that cannot be negative, according to its graph, has a negative value."""
+    if not layer.signed and lowest < 0:
+        raise UsageError(
+            f"layer {layer.name} has values below zero, which its graph rules out: please report the model"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.job import Expected, Job, Shard, Stage, Work
+from pipeline.scan.batch_statistics import check_sign
 from store.errors import UsageError
 from store.publish import Record
 
@@ -47,7 +48,8 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
             np.minimum(lowest, statistics.min[rows].min(0)),
         )
         fired, seen = fired + (statistics.max[rows] > 0).sum(0), seen + len(batch.ids)
-    refuse_wrong_signs(job, lowest)
+    for index, layer in enumerate(job.spec.layers):
+        check_sign(layer, float(lowest[job.spec.units.slice(index)].min()))
     silent = float((highest == lowest).mean())
     if silent > MOST_DEAD:
         raise UsageError(
@@ -55,18 +57,6 @@ def _look(job: Job, sample: int, advance: Callable[[int], None]) -> dict[str, ob
             "check [model] weights and the preprocessing before scanning all of them"
         )
     return {"sample": seen, "share_firing": round(float(fired.sum() / max(seen, 1) / len(highest)), 6)}
-
-
-def refuse_wrong_signs(job: Job, lowest: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-    """Raise UsageError if a layer that cannot be negative, according to its graph, has a negative value.
-
-    `lowest` holds the lowest value of each unit, float32 [units].
-    """
-    for index, layer in enumerate(job.spec.layers):
-        if not layer.signed and lowest[job.spec.units.slice(index)].min() < 0:
-            raise UsageError(
-                f"layer {layer.name} has values below zero, which its graph rules out: please report the model"
-            )
 
 
 def _work(job: Job) -> Work:

@@ -17,6 +17,7 @@ from pipeline import config as configs
 from pipeline.graph.analysis.boxes import boxes
 from pipeline.job import Expected, Job, Shard, Stage
 from pipeline.runtime.timing import phase
+from pipeline.scan.batch_statistics import check_sign
 from pipeline.stages.describe import description_tables
 from pipeline.stages.fold_layer import Columns, LayerResult, fold_layer
 from pipeline.stages.partials import ScanPartials
@@ -64,10 +65,7 @@ def _fold_layer(job: Job, partials: ScanPartials, shard: Shard, advance: Callabl
     with phase("reduce"):
         result = fold_layer(job, partials, shard.first, advance)
     minimum = np.concatenate([u["minimum"] for u in result.units])
-    if not layer.signed and minimum.min() < 0:
-        raise UsageError(
-            f"layer {layer.name} has values below zero, which its graph rules out: please report the model"
-        )
+    check_sign(layer, float(minimum.min()))
     names: Columns = {"model": job.spec.model.name, "dataset": job.dataset.name, "layer": layer.name}
     examples = (*result.examples, *result.lowest)
     size = job.spec.model.preprocess.height, job.spec.model.preprocess.width

@@ -22,7 +22,7 @@ from pipeline.data.decode import open_image
 from pipeline.data.folder import DemoSource
 from pipeline.data.imagenet import imagenet_synsets
 from pipeline.data.shard_files import expand_braces
-from pipeline.data.source import Entry
+from pipeline.data.source import Entry, class_number
 from pipeline.data.sources import open_source
 from pipeline.job import Job
 from store import layout
@@ -232,3 +232,42 @@ def test_bad_shards_are_said(tmp_path: Path) -> None:
     for text in ("webdataset:pipe:cat x.tar", "webdataset:s3://bucket/x.tar"):
         with pytest.raises(UsageError, match="by place"):
             _ = open_source(text).entries
+
+
+@pytest.mark.parametrize("value", [3, 3.0, 2**31 - 1, 0])
+def test_a_class_number_is_a_whole_number(value: object) -> None:
+    assert class_number(value, "x") == value
+    assert type(class_number(value, "x")) is int
+
+
+def test_minus_one_is_no_class() -> None:
+    assert class_number(-1, "x") is None
+    assert class_number(-1.0, "x") is None
+
+
+@pytest.mark.parametrize("value", [True, 1.5, -2, 2**31, 1e300, float("nan"), float("inf"), "3", None])
+def test_anything_else_is_refused_with_its_place(value: object) -> None:
+    with pytest.raises(UsageError, match=r"^a\.tar: class .*expected a whole number from 0 to 2147483647"):
+        class_number(value, "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [("3", 3), ("-1", None), (" 7 \n", 7), ("x", UsageError), ("2.5", UsageError), ("-2", UsageError)],
+)
+def test_cls_files_pass_the_same_check(text: str, index: object, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, data in (("folder/a.jpg", b"picture"), ("folder/a.cls", text.encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    source = open_source(f"webdataset:{tmp_path}/x.tar")
+    if index is UsageError:
+        with pytest.raises(UsageError, match=r"folder/a\.cls: class"):
+            _ = source.entries
+    else:
+        (entry,) = source.entries
+        assert (entry.label.index if entry.label else None) == index
