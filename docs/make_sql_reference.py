@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent / "sql.md"
 BEGIN, END = "<!-- generated from here: python docs/make_sql_reference.py -->\n", "<!-- to here -->\n"
 # What the views add to their tables, or change.
 VIEWS = {
-    "images": "One row a file of a dataset; `status` and `reason` include what a scan could not decode.",
+    "images": "One row per file of a dataset; `status` and `reason` include what a scan could not decode.",
     "rejected_images": "The images of all datasets that the index or a scan rejected.",
 }
 REJECTED = ("dataset", "image_id", "path", "reason")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import ROOT
+from support.faults import environment
 from support.sharing import locked, shared_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread a process, as the pipeline has it: OpenMP's threads spin at each other when tests share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A worker of pytest opens a hundred networks, one after the other: what they took returns to the system.
+os.environ["UNITSCOPE_KEEP_MEMORY"] = "0"
 
 
 def shortened(text: str) -> str:
@@ -53,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config.write_text(shortened((ROOT / "configs" / "demo.toml").read_text()))
             # In a process of its own, whose memory goes with it.
             command = [sys.executable, "-m", "unitscope", "run", str(config), "--store", str(folder / "making")]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[-3000:]
             (folder / "stores").mkdir()
             (folder / "making").rename(folder / "stores" / "demo")

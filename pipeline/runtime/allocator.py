@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -11,9 +12,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system and faulting its pages in again.
 
-    This made the eager forward pass 2.4 times faster. Benchmarks call it for both sides of a comparison.
+    This made the eager forward pass 2.4 times faster. Benchmarks call it for both sides of a comparison. With
+    UNITSCOPE_KEEP_MEMORY=0 in the environment nothing is changed, for processes that also do other things: the memory
+    of their largest computation then returns to the system.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or os.environ.get("UNITSCOPE_KEEP_MEMORY") == "0":
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):

@@ -61,7 +61,7 @@ def test_python(code: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     before = set(sys.modules)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.count("\n") >= 5
-    if "import query" not in code:
+    if "import unitscope" not in code:
         assert not {"query", "store", "pipeline"} & (set(sys.modules) - before), "plain files need none of us"
 
 

@@ -58,7 +58,8 @@ PYTHONPATH = f"{ROOT}:{ROOT / 'tests'}"  # this checkout's code, whatever is ins
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of commands."""
-    return {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0", **more}
+    inherited = {name: value for name, value in os.environ.items() if name != "UNITSCOPE_KEEP_MEMORY"}
+    return {**inherited, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 COMMAND = (sys.executable, "-m", "unitscope")
