@@ -150,7 +150,9 @@ def test_two_hundred_renders_leave_no_hook_and_no_memory() -> None:
             renderer = Renderer(model, model.graph.layers(["2"]), Settings(size=16, batch=1))
             renderers.append(weakref.ref(renderer.network.plain))
             del renderer
-    assert alive() == before
+    assert before is not None
+    now = alive()  # fewer may be alive: earlier tests' garbage goes meanwhile
+    assert all(count <= first for count, first in zip(now, before, strict=True)), (now, before)
     assert not any(made() is not None for made in renderers)
     for module in [*network.modules(), *model.graph.module.modules()]:
         assert not [*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks]
