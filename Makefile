@@ -16,7 +16,7 @@ demo: $(STAMP)
 	@echo "Look at stores/demo-unit.png, then: $(BIN)/unitscope sql stores/demo 'SELECT * FROM layers'"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
 # Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.

@@ -25,6 +25,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["UNITSCOPE_KEEP_MEMORY"] = "0"
 
 
+# Tests that wait for other processes most of the time. Each begins when the one before has ended, more or less, so that
+# pytest's other worker has the cores meanwhile (`--dist loadfile --no-loadscope-reorder` keeps this order).
+WAITING = ("test_slurm.py", "test_ray.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = list(dict.fromkeys(item.path for item in items))
+    busy = [path for path in files if path.name not in WAITING]
+    order = {path: float(number) for number, path in enumerate(busy)}
+    waiting = [path for name in WAITING for path in files if path.name == name]
+    order |= {path: number * len(busy) / (len(WAITING) + 1) - 0.5 for number, path in enumerate(waiting)}
+    items.sort(key=lambda item: order[item.path])  # stable: the tests of a file keep their order
+
+
 def shortened(text: str) -> str:
     """configs/demo.toml with fewer and shorter visualizations."""
     text = re.sub(r"units_per_layer = \d+", "units_per_layer = 2", text)
