@@ -41,15 +41,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order[item.path])  # stable: the tests of a file keep their order
 
 
-GROWTH = 256 << 20  # bytes that a worker of pytest may grow by before it looks for what is free
+GROWTH = 128 << 20  # bytes that a worker of pytest may grow by before it looks for what is free
 _kept = 0
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Give back what tests left behind: traced networks are circles of references, which Python frees late."""
     global _kept
-    if _resident() > _kept + GROWTH:
+    ended = nextitem is None or nextitem.path != item.path
+    if ended and isinstance(item, pytest.Function):
+        for value in vars(item.module).values():  # networks that a file keeps for its own tests
+            if getattr(value, "__module__", "") == item.module.__name__ and hasattr(value, "cache_clear"):
+                value.cache_clear()
+    if ended or _resident() > _kept + GROWTH:
         gc.collect()
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support import ROOT, faults
 
 from pipeline import driver
 from pipeline.commands.plan import make_plan
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, parse_config, to_toml
 from pipeline.data.decode import open_image
 from pipeline.featurevis import Renderer, Settings, kinds, memory, render_units
 from pipeline.job import Job
@@ -44,9 +46,12 @@ def _config(**visualized: object) -> Config:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    made = Job(_config(), tmp_path_factory.mktemp("kinds") / "store", progress=False)
-    driver.run(made)
-    return made
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "test.toml").write_text(to_toml(asdict(_config())))
+    command = [*faults.COMMAND, "run", folder / "test.toml", "--store", folder / "store"]
+    done = subprocess.run(command, cwd=ROOT, env=faults.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]  # in a process of its own, whose memory goes with it
+    return Job(_config(), folder / "store", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from functools import cache
+from functools import lru_cache
 
 import pytest
 import timm
@@ -36,7 +36,7 @@ COUNTS = {
 }
 
 
-@cache
+@lru_cache(2)
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("timm:"):
@@ -45,7 +45,7 @@ def network(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, **extra).eval().requires_grad_(False)
 
 
-@cache
+@lru_cache(2)
 def graph(name: str) -> Graph:
     size = 299 if name == "inception_v3" else 224
     return build(network(name), "timm" if name.startswith("timm:") else "torchvision", (1, 3, size, size))
