@@ -36,7 +36,7 @@ COUNTS = {
 }
 
 
-@lru_cache(2)
+@lru_cache(1)
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("timm:"):
@@ -45,7 +45,7 @@ def network(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, **extra).eval().requires_grad_(False)
 
 
-@lru_cache(2)
+@lru_cache(1)
 def graph(name: str) -> Graph:
     size = 299 if name == "inception_v3" else 224
     return build(network(name), "timm" if name.startswith("timm:") else "torchvision", (1, 3, size, size))

@@ -32,7 +32,7 @@ STAGES = ("index", "calibrate", "scan", "fold")
 def test_scan_ends(source: str, tmp_path: Path) -> None:
     model = {"source": source} if source.startswith("python:") else {"source": source, "weights": "random:0"}
     config = parse_config(
-        {"model": model, "dataset": {"source": "package:demo", "limit": 8}, "scan": {"batch_size": 8}}, "test"
+        {"model": model, "dataset": {"source": "package:demo", "limit": 8}, "scan": {"batch_size": 4}}, "test"
     )
     job = Job(config, tmp_path / "store", progress=False)
     driver.run(job, STAGES)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
 import pandas as pd
 import pytest
+from support import ROOT, faults
 
 import query
 from pipeline import driver
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, parse_config, to_toml
 from pipeline.data.folder import DemoSource
 from pipeline.job import Job
 from store import layout, verify
@@ -121,8 +123,12 @@ def test_a_rejected_picture_is_no_natural_example(folder: Path, tmp_path: Path) 
         config.visualize, directions=("positive", "negative"), kinds=("channel", "neuron"), units_per_layer=2, steps=2,
         size=32, batch=2, layers=("classifier",),
     )  # fmt: skip
-    job = Job(replace(config, visualize=pictures), tmp_path / "store", progress=False)
-    driver.run(job)
+    config = replace(config, visualize=pictures)
+    (tmp_path / "test.toml").write_text(to_toml(asdict(config)))
+    command = [*faults.COMMAND, "run", tmp_path / "test.toml", "--store", tmp_path / "store"]
+    done = subprocess.run(command, cwd=ROOT, env=faults.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    job = Job(config, tmp_path / "store", progress=False)
     made = pd.read_parquet(job.store.root / layout.table(job.store.run, "visualizations"))
     assert len(made) == 8
     assert made["rank_in_layer"].isna().tolist() == (made["direction"] == "negative").tolist()
