@@ -147,9 +147,9 @@ def test_a_rotated_tiff_has_the_size_of_its_pixels(orientation: int, compression
 def test_a_tiff_whose_exif_directory_is_broken_is_read() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    exif.get_ifd(0x8769)[0x9003] = "2024:01:01 00:00:00"
+    exif[0x8298] = "abc"  # an entry to write the broken one over
     data = _bytes(Image.fromarray(RGB), "TIFF", exif=exif)
-    entry = data.rindex(struct.pack("<H", 0x8769))
+    entry = data.index(struct.pack("<HHI", 0x8298, 2, 4))
     data = data[:entry] + struct.pack("<HHIi", 0x8769, 9, 1, -72) + data[entry + 12 :]  # a place before the file
     assert (_array(data) == _upright(RGB, 6)).all()
 
