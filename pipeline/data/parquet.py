@@ -13,6 +13,8 @@ import re
 import threading
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -196,14 +198,15 @@ def _paths(rows: list[_Row]) -> list[str]:
 
 def _labels(rows: list[_Row], told: dict[str, tuple[str | None, tuple[str, ...] | None]]) -> list[ClassName | None]:
     """Return the class of each row. `told` has the name of each file's label column and the names of its classes."""
-    known = {row.label for row in rows if row.label is not None}
+    of_file = {file: {row.label for row in part} - {None} for file, part in groupby(rows, key=attrgetter("file"))}
+    known = set().union(*of_file.values())
     if all(isinstance(v, str) for v in known):
         of_name = class_names(known)
         return [None if row.label is None else of_name[row.label] for row in rows]
     if any(isinstance(v, str) for v in known):
         raise UsageError("labels are partly text and partly numbers: expected all text or all numbers")
     numbers: dict[tuple[str, Any], int] = {}  # the class number of each label in each file, unless it means no class
-    for file, label in sorted({(row.file, row.label) for row in rows if row.label is not None}):
+    for file, label in ((file, label) for file, labels in of_file.items() for label in sorted(labels)):
         number = class_number(label, f"{file}: column {told[file][0]!r}" if told[file][0] else file)
         if number is not None:
             numbers[file, label] = number
