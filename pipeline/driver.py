@@ -47,6 +47,7 @@ def run(
     config asks for several. `patience` is in seconds: see `Scheduler`. Raises UsageError if a stage that a wanted one
     reads is neither wanted nor complete.
     """
+    publish.check_path(job.store.root)  # before the network is opened
     set_up()
     _ = job.spec.visualized  # reports a pattern that matches nothing now, not after the scan
     publish.ensure_store(job.store.root)

@@ -32,11 +32,11 @@ class Array:
 
 
 def write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> None:
-    """Write all arrays to a new file.
+    """Write all arrays to a new file, without a lock, which some network file systems do not have.
 
     The same arrays give the same bytes: the file holds no times and no machine names.
     """
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w", libver="latest", locking=False) as file:
         for key, value in sorted((attributes or {}).items()):
             file.attrs[key] = value
         for name, array in arrays.items():

@@ -127,8 +127,9 @@ def manifest_text(commits: Iterable[Record]) -> str:
 def ensure_store(root: Path) -> None:
     """Create an empty store, or check that `root` is a store that this version can write.
 
-    Raises UsageError if `root` holds other files or a store of another format version.
+    Raises UsageError if `root` holds other files or a store of another format version, or as `check_path` does.
     """
+    check_path(root)
     manifest = root / layout.MANIFEST
     if not manifest.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,14 @@ def ensure_store(root: Path) -> None:
             raise UsageError(f"{root} is neither empty nor a unitscope store: choose another --store")
         replace_text(manifest, manifest_text([]))
     check_version(root)
+
+
+def check_path(root: Path) -> None:
+    """Raise UsageError if DuckDB could not read a store in this folder, so that none is filled there."""
+    text = str(root.resolve())
+    views.parquet([text])
+    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python spells bytes that are no UTF-8
+        raise UsageError(f"{text.encode('utf-8', 'replace').decode()}: the path is no UTF-8: move the store elsewhere")
 
 
 def check_version(root: Path) -> None:

@@ -6,14 +6,29 @@ It handles grey, CMYK, 16-bit grey, palette and alpha pictures, and rotation by 
 from __future__ import annotations
 
 import io
+import re
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 MOST_PIXELS = 178_956_970  # Pillow warns above half of this and raises above it; half of it is the limit here
+
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101  # tags of EXIF and TIFF
+_UPRIGHT = {  # what makes a picture upright that has this EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(Exception):
@@ -23,18 +38,22 @@ class BadImageError(Exception):
 def read_size(data: bytes) -> tuple[int, int]:
     """Read the width and height in pixels, after EXIF rotation, from the header alone. Raises BadImageError."""
     image = _open(data)
-    turned = _orientation(image) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else (image.width, image.height)
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow have turned its size already
+        width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def open_image(source: bytes | Path | str) -> Image.Image:
     """Decode a picture to mode RGB, upright, with transparent parts on white. Raises BadImageError with the reason."""
     image = _open(source if isinstance(source, bytes) else _read(Path(source)))
     try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _forget_all_but_orientation(image)
         image.load()
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        # ImageOps.exif_transpose writes the EXIF block anew, which fails if any other entry of it is odd.
+        turn = _UPRIGHT.get(_orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
     except BadImageError:
         raise
     except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, struct.error, ValueError, ...
@@ -71,11 +90,46 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 (upright) if the EXIF block is broken."""
+    """Return the EXIF orientation, or 1 (upright) if nothing tells another.
+
+    Pillow stops reading an EXIF block at the first entry that it cannot read. Then the orientation alone is searched.
+    """
     try:
-        return int(image.getexif().get(0x0112, 1))
+        exif = image.getexif()
+        if _ORIENTATION in exif:
+            return int(exif[_ORIENTATION])
     except Exception:  # SyntaxError, struct.error, ...: a broken EXIF block does not make the pixels unusable
-        return 1
+        pass
+    block = image.info.get("exif")
+    return _orientation_in(block) if isinstance(block, bytes) else 1
+
+
+def _orientation_in(block: bytes) -> int:
+    """Return the orientation that the first directory of an EXIF block holds as one SHORT, or 1 if it holds none."""
+    tiff = re.sub(b"^(Exif\0\0){1,2}", b"", block)
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        if order is None:
+            return 1
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if (tag, kind, values) == (_ORIENTATION, 3, 1):
+                return int(value)
+    except struct.error:  # the block ends before its directory does
+        pass
+    return 1
+
+
+def _forget_all_but_orientation(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Drop the other EXIF entries of a TIFF. Pillow reads the blocks they point to while it loads the pixels."""
+    try:
+        exif = image.getexif()
+        for tag in [tag for tag in exif if tag != _ORIENTATION]:
+            del exif[tag]
+    except Exception:  # a broken EXIF block: `load` says whether the pixels can be read all the same
+        return
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.data.decode import SUFFIXES
 from pipeline.data.imagenet import imagenet_labels, imagenet_synsets
-from pipeline.data.source import ClassName, Entry, Source, class_names, in_order_of_class
+from pipeline.data.source import ClassName, Entry, Source, class_names, in_order_of_class, require_utf8
 from store.errors import UsageError
 
 
@@ -28,7 +29,7 @@ class FolderSource(Source):
         root = Path(self.root)
         if not root.is_dir():
             raise UsageError(f"dataset folder {root} does not exist (relative paths count from {Path.cwd()})")
-        files = sorted(p.relative_to(root) for p in _pictures(root))
+        files = sorted(p.relative_to(root) for p in _pictures(root, self.left_out))
         if not files:
             raise UsageError(f"dataset folder {root} holds no pictures ({', '.join(SUFFIXES)})")
         classes = class_names(p.parts[0] for p in files if len(p.parts) > 1)
@@ -58,23 +59,58 @@ class DemoSource(Source):
         return _package_folder(package) / inside
 
 
-def _pictures(root: Path) -> list[Path]:
-    def unreadable(error: OSError) -> None:
-        raise UsageError(f"dataset folder {error.filename} cannot be read: {error.strerror}")
+def _pictures(root: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the pictures below a folder. Links to folders are followed, unless they lead to a folder above themselves.
 
-    pictures = []
-    seen = {os.path.realpath(root)}
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
-        real = {s: os.path.realpath(os.path.join(folder, s)) for s in subfolders if not s.startswith(".")}
-        subfolders[:] = [s for s in real if real[s] not in seen]  # a link back to a folder above would never end
-        seen |= set(real.values())
-        pictures += [Path(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    for path in pictures:
+    What is left out is counted: files by their suffix, and whatever is neither a file nor a folder.
+    """
+    pictures: list[Path] = []
+    # Folders to list, each with its real path and before it those of the folders through which it was reached.
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(root, (os.path.realpath(root),))]
+    while waiting:
+        folder, above = waiting.pop()
         try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
+            with os.scandir(folder) as listing:
+                inside = list(listing)
+        except OSError as error:
+            raise UsageError(f"dataset folder {error.filename} cannot be read: {error.strerror}") from error
+        for item in inside:
+            kind = _kind(item)
+            if kind == "folder":
+                real = os.path.realpath(item.path) if item.is_symlink() else os.path.join(above[-1], item.name)
+                if item.is_symlink() and any(_is_within(upper, real) for upper in above):
+                    left_out["link(s) to a folder above themselves"] += 1
+                else:
+                    waiting.append((Path(item.path), (*above, real)))
+            elif kind == "picture":
+                require_utf8(item.path, f"dataset folder {root}")
+                pictures.append(Path(item.path))
+            elif kind:
+                left_out[kind] += 1
     return pictures
+
+
+def _kind(item: os.DirEntry[str]) -> str:
+    """Return "folder", "picture", what else something in a folder is, or "" for a hidden file that is no picture."""
+    try:
+        is_folder, is_file = item.is_dir(), item.is_file()
+        there = is_folder or is_file or os.path.exists(item.path)
+    except OSError:  # a link that cannot be followed
+        is_folder = is_file = there = False
+    suffix = os.path.splitext(item.name)[1].lower()
+    if item.name.startswith("."):
+        return "hidden folder(s)" if is_folder else "hidden picture(s)" if suffix in SUFFIXES else ""
+    if is_folder:
+        return "folder"
+    if there and not is_file:
+        return "device(s), socket(s) or named pipe(s)"
+    if suffix in SUFFIXES:  # if the picture is not there, the index says so
+        return "picture"
+    return "broken link(s)" if not there else suffix or "file(s) without a suffix"
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 _SKIMAGE = (

@@ -11,6 +11,8 @@ from pipeline.data.decode import BadImageError, read_size
 from pipeline.data.source import Entry, Source
 from store.errors import UsageError
 
+_LEFT_OUT_SHOWN = 12  # kinds of files left out that are named
+
 
 @dataclass(frozen=True)
 class Indexed:
@@ -47,6 +49,14 @@ def index_source(
             rows[position] = row
             advance(1)
         return [rows[position] for position in range(len(entries))]
+
+
+def left_out_text(source: Source) -> str:
+    """Return in one line what the listing of a source left out, most frequent first, or "" if it left out nothing."""
+    counts = sorted((+source.left_out).items(), key=lambda item: (-item[1], item[0]))
+    more = sum(count for _, count in counts[_LEFT_OUT_SHOWN:])
+    shown = [f"{count} {kind}" for kind, count in counts[:_LEFT_OUT_SHOWN]] + [f"{more} of other kinds"] * (more > 0)
+    return f"left out: {', '.join(shown)}" if shown else ""
 
 
 def storage_order(entries: Sequence[Entry]) -> list[int]:

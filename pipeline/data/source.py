@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +51,11 @@ class Source(ABC):
     def read(self, entry: Entry) -> bytes:
         """Read the bytes of one picture. Any thread may call it. Raises OSError."""
 
+    @functools.cached_property
+    def left_out(self) -> Counter[str]:
+        """What listing `entries` left out: how often each kind of file, such as `.avif` or `symbolic link(s)`."""
+        return Counter()
+
     def listing(self, chosen: Callable[[], Sequence[Entry]]) -> str:
         """Return a SHA-256 over what can be listed without reading pictures.
 
@@ -59,6 +67,14 @@ class Source(ABC):
 
 def text_digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def require_utf8(name: str, where: str) -> None:
+    """Raise UsageError if a file name holds bytes that are not UTF-8, since it could not be stored as text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where}: file name {os.fsencode(name)!r} is not UTF-8: rename it") from None
 
 
 def in_order_of_class(entries: Iterable[Entry]) -> tuple[Entry, ...]:
@@ -77,7 +93,11 @@ def class_number(value: object, where: str) -> int | None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and -1 <= value <= MOST_CLASS and value == int(value):  # type: ignore[operator,call-overload]
         return int(value) if value != -1 else None  # type: ignore[call-overload]
-    raise UsageError(f"{where}: class {value!r}: expected a whole number from 0 to {MOST_CLASS}, or -1 for no class")
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    kind = "" if is_number or isinstance(value, str) else f" of type {type(value).__name__}"
+    raise UsageError(
+        f"{where}: class {shown}{kind}: expected a whole number from 0 to {MOST_CLASS}, or -1 for no class"
+    )
 
 
 def class_names(names: Iterable[str]) -> dict[str, ClassName]:

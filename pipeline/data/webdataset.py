@@ -1,8 +1,7 @@
 """The source `webdataset:PATTERN`: uncompressed tar shards, read at the offsets in the index and never extracted.
 
-The files of a sample share their folder and their file name up to its first dot. The class of a sample is in a `.cls`
-file (a number), in a `.json` file (`class_index`, `cls` or `label`; `synset` or `wnid`), or it is the first folder of
-its path.
+The class of a picture is in a `.cls` file (a number), in a `.json` file (`class_index`, `cls` or `label`; `synset` or
+`wnid`), or it is the first folder of its path. `tar_samples` says which of these files belong to which picture.
 """
 
 from __future__ import annotations
@@ -11,26 +10,20 @@ import functools
 import json
 import os
 import re
-import tarfile
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.decode import SUFFIXES
 from pipeline.data.shard_files import ShardedSource
-from pipeline.data.source import ClassName, Entry, class_names, class_number, in_order_of_class
+from pipeline.data.source import ClassName, Entry, class_names, class_number, in_order_of_class, require_utf8
+from pipeline.data.tar_members import tar_members
+from pipeline.data.tar_samples import Facts, paired, stem_of
 from store.errors import UsageError
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-@dataclass
-class _Sample:
-    pictures: list[Entry] = field(default_factory=list)
-    cls: int | None = None
-    numbered: bool = False  # whether a .cls file told its class, or that it has none
-    facts: dict[str, object] = field(default_factory=dict)
+_OTHER_PICTURES = (  # suffixes of pictures in formats that are not read
+    ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".jxl", ".jxr", ".svg", ".psd", ".tga", ".exr",
+    ".hdr", ".pbm", ".pnm", ".pfm", ".ico", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2",
+)  # fmt: skip
 
 
 class _Opened:
@@ -46,8 +39,8 @@ class WebDatasetSource(ShardedSource):
 
     @functools.cached_property
     def entries(self) -> tuple[Entry, ...]:
-        samples = [sample for file in self.shards.files for sample in self._samples(file).values()]
-        entries = _classified([s for s in samples if s.pictures])
+        samples = [sample for file in self.shards.files for sample in self._samples(file)]
+        entries = _classified(samples)
         if not entries:
             raise UsageError(f"dataset source {self.text} holds no pictures ({', '.join(SUFFIXES)})")
         return in_order_of_class(_distinct(entries))
@@ -65,83 +58,93 @@ class WebDatasetSource(ShardedSource):
     def _file(self, file: str) -> _Opened:
         return _Opened(self.shards.path(file))
 
-    def _samples(self, file: str) -> dict[str, _Sample]:
-        path = self.shards.path(file)
-        with path.open("rb") as raw:
-            head = raw.read(6)
-        for magic, compression in _COMPRESSED.items():
-            if head.startswith(magic):
-                raise UsageError(
-                    f"{path} is compressed ({compression}), but pictures are read at their offsets, which only a plain "
-                    "tar has: write the shards as plain tar (pictures hardly compress)"
+    def _samples(self, file: str) -> list[tuple[Entry, Facts]]:
+        """Return the pictures of a shard, without their classes, and what the shard tells of each."""
+        pictures: list[Entry] = []
+        facts: dict[str, Facts] = {}
+        for member in tar_members(self.shards.path(file), self.left_out):
+            lower = member.name.rpartition("/")[2].lower()
+            picture = Entry(member.name, None, file, member.offset, member.size)
+            if lower.startswith("."):
+                if lower.endswith(SUFFIXES):
+                    self.left_out["hidden picture(s)"] += 1
+            elif lower.endswith(SUFFIXES):
+                require_utf8(member.name, file)
+                pictures.append(picture)
+            elif lower.endswith(".cls"):
+                _take_number(
+                    facts.setdefault(stem_of(member.name), Facts()), self.read(picture), f"{file}: {member.name}"
                 )
-        samples: dict[str, _Sample] = {}
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    if member.isreg() and not member.issparse():
-                        _take(samples, file, member, functools.partial(_body, tar, member))
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UsageError(f"{path} is no whole tar file: {error}") from error
-        return samples
+            elif lower.endswith(".json"):
+                _take_json(
+                    facts.setdefault(stem_of(member.name), Facts()), self.read(picture), f"{file}: {member.name}"
+                )
+            elif lower.endswith(_OTHER_PICTURES):
+                self.left_out[os.path.splitext(lower)[1]] += 1
+        return paired(file, pictures, facts, self.left_out)
 
 
-def _take(samples: dict[str, _Sample], file: str, member: tarfile.TarInfo, body: Callable[[], bytes]) -> None:
-    name = member.name.removeprefix("./")
-    folder, _, base = name.rpartition("/")
-    if base.startswith("."):
-        return
-    sample = samples.setdefault(f"{folder}/{base.partition('.')[0]}", _Sample())
-    lower = base.lower()
-    if lower.endswith(SUFFIXES):
-        sample.pictures.append(Entry(name, None, file, member.offset_data, member.size))
-    elif lower.endswith(".cls"):
-        text = body().decode(errors="replace").strip()[:40]
-        where = f"{file}: {name}"
-        sample.cls = class_number(int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text, where)
-        sample.numbered = True
-    elif lower.endswith(".json"):
-        try:
-            facts = json.loads(body())
-        except ValueError as error:
-            raise UsageError(f"{file}: {name} is no JSON: {error}") from error
-        sample.facts = facts if isinstance(facts, dict) else {}
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
-def _body(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+def _number(text: str) -> int | str:
+    """Return the whole number that a text holds, such as `7` or `7.0`, or else the text itself."""
+    return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else text
 
 
-def _classified(samples: list[_Sample]) -> list[Entry]:
+def _take_number(facts: Facts, data: bytes, where: str) -> None:
+    facts.cls = class_number(_number(data.decode(errors="replace").strip()[:40]), where)
+    facts.numbered = True
+
+
+def _take_json(facts: Facts, data: bytes, where: str) -> None:
+    try:
+        told = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{where} is no JSON: {error}") from error
+    facts.json, facts.json_file = told if isinstance(told, dict) else {}, where
+
+
+def _classified(samples: list[tuple[Entry, Facts]]) -> list[Entry]:
     """Return entries with their classes, told by numbers if there are any, else by names in JSON, else by folders."""
-    keys = [_key(sample) for sample in samples]
+    keys = [_key(picture, facts) for picture, facts in samples]
     names = class_names(k for k in keys if isinstance(k, str))
     entries = []
-    for sample, key in zip(samples, keys, strict=True):
+    for (picture, _), key in zip(samples, keys, strict=True):
         label = key if isinstance(key, ClassName) else names[key] if key is not None else None
-        entries += [Entry(p.path, label, p.source_file, p.offset, p.length) for p in sample.pictures]
+        entries.append(Entry(picture.path, label, picture.source_file, picture.offset, picture.length))
     return entries
 
 
-def _key(sample: _Sample) -> ClassName | str | None:
-    """Return the class of a sample if it has a number, else the name of its class, or None if it has no class.
+def _key(picture: Entry, facts: Facts) -> ClassName | str | None:
+    """Return the class of a picture if it has a number, else the name of its class, or None if it has no class.
 
     The name is a synset or label in its JSON, or its first folder.
     """
-    facts = sample.facts
-    synset = next((str(facts[k]) for k in ("synset", "wnid") if isinstance(facts.get(k), str)), None)
-    told = next((facts[k] for k in ("class_index", "cls", "label") if isinstance(facts.get(k), (int, float))), None)
-    label = facts.get("label") if isinstance(facts.get("label"), str) else None
-    if told is not None or sample.numbered:
-        number = sample.cls if told is None else class_number(told, f"the JSON of {sample.pictures[0].path}")
+    told = facts.json
+    synset = next((v for k in ("synset", "wnid") if isinstance(v := told.get(k), str)), None)
+    label = next((t for k in ("label", "cls") if isinstance(t := _told(facts, k), str)), None)
+    number = next((n for k in ("class_index", "cls", "label") if isinstance(n := _told(facts, k), (int, float))), None)
+    if number is not None or facts.numbered:
+        number = facts.cls if number is None else class_number(number, f"the JSON of {picture.path}")
         return None if number is None else ClassName(number, str(label or number), synset)
     if synset or label:
         return str(synset or label)
-    if facts.get("class_index", 0) is None:  # the JSON says that it has no class
+    for name in ("cls", "label"):
+        if told.get(name) is not None:  # it is neither a number nor text
+            class_number(told[name], f"{facts.json_file}: {name}")
+    if told.get("class_index", 0) is None:  # the JSON says that it has no class
         return None
-    folder, _, rest = sample.pictures[0].path.partition("/")
+    folder, _, rest = picture.path.partition("/")
     return folder if rest else None
+
+
+def _told(facts: Facts, name: str) -> object:
+    """Return what the JSON tells as its field `name`. A number may be written as text in `cls`, as in a `.cls` file."""
+    value = facts.json.get(name)
+    if name == "class_index" and value is not None:
+        class_number(value, f"{facts.json_file}: {name}")  # text and lists must not pass as if nothing were told
+    return _number(value.strip()) if name == "cls" and isinstance(value, str) else value
 
 
 def _distinct(entries: list[Entry]) -> list[Entry]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pipeline.data import imagenet
-from pipeline.models import efficientnet_lite, preprocessing, weights
+from pipeline.models import efficientnet_lite, factory, labels, preprocessing, weights
 from pipeline.models.preprocessing import Preprocess
 from store.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
 
+_TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")  # prefixes that timm itself understands
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -29,8 +26,8 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 class Model:
     """A network with its weights, preprocessing and labels.
 
-    `network` is in eval mode, its parameters need no gradients, and it is expected to be float32. `label_space` is
-    imagenet-1k if the labels are ImageNet's, else the model's name.
+    `network` is in eval mode, and its parameters are float32, on the CPU, and need no gradients. `labels` has one text
+    per output. `label_space` is imagenet-1k if the labels are ImageNet's, else the model's name.
     """
 
     name: str
@@ -49,19 +46,28 @@ class Model:
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """The traced network. Its nodes are the layers that can be chosen."""
+        """The traced network. Its nodes are the layers that can be chosen.
+
+        Raises UsageError if a factory gave more or fewer labels than the network has outputs, where these are known.
+        """
         from pipeline import graph
 
         p = self.preprocess
-        return graph.build(self.network, self.family, (1, p.channels, p.height, p.width))
+        traced = graph.build(self.network, self.family, (1, p.channels, p.height, p.width))
+        outputs = traced.sizes().get(traced.logits) if traced.logits else None
+        if self.family == "python" and self.labels and outputs:
+            labels.check_number(self.labels, outputs, self.source)
+        return traced
 
 
 def open_model(source: str, weights: str | None = None, name: str | None = None) -> Model:
     """Open a model.
 
     `weights` is DEFAULT (the weights that the source provides), the name of a torchvision enum member, a pretrained tag
-    of timm, a .pth or .safetensors file, `package:NAME` (a file inside an installed package) or `random:SEED`. `name`
-    is made from the source if it is not given. Raises UsageError if the source, weights or name cannot be used.
+    of timm, a file with a state dict, `FILE#ENTRY` (one of several in a checkpoint), `package:NAME` (a file inside an
+    installed package) or `random:SEED`. A file that exists goes before an enum member or tag of its name, whatever its
+    suffix (.ckpt, .pth.tar). `name` is made from the source if it is not given. `timm:hf-hub:ORG/NAME` is passed on to
+    timm. Raises UsageError if the source, weights or name cannot be used.
     """
     family, _, rest = source.partition(":")
     if family not in _OPENERS or not rest:
@@ -71,7 +77,8 @@ def open_model(source: str, weights: str | None = None, name: str | None = None)
     name = name or re.sub(r"[^a-z0-9._-]+", "-", rest.rpartition(":")[2].lower())
     if not SLUG.fullmatch(name):
         raise UsageError(f"model name {name!r}: only a-z, 0-9, dot, underscore and hyphen, beginning with a-z or 0-9")
-    network.eval().requires_grad_(False)
+    network.eval()
+    network.requires_grad_(False)
     space = imagenet.IMAGENET if names == imagenet.imagenet_labels() else name
     return Model(name, source, weights, family, network, preprocess, names, space)
 
@@ -87,7 +94,7 @@ def _open_torchvision(name: str, chosen: str) -> _Opened:
         raise unknown("torchvision model", name, known)
     enum = models.get_model_weights(name)
     wanted = enum.DEFAULT
-    if _is_enum(chosen):
+    if _is_name(chosen):
         if chosen not in enum.__members__:
             raise unknown(f"weights of torchvision:{name}", chosen, enum.__members__)
         wanted = enum[chosen]
@@ -106,58 +113,59 @@ def _open_timm(name: str, chosen: str) -> _Opened:
         from timm.data import resolve_data_config
     except ImportError:
         raise UsageError(f"timm:{name} needs timm: pip install 'unitscope[timm]'") from None
-    if not timm.is_model(name):
+    hub = name.startswith(_TIMM_SOURCES)
+    if not hub and not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
-    if _is_enum(chosen):
+    if _is_name(chosen):
+        if chosen != "DEFAULT" and hub:
+            raise UsageError(f"weights {chosen!r}: timm:{name} has no tags: give DEFAULT, a file or random:SEED")
         if chosen != "DEFAULT":
             name = f"{name}.{chosen}"  # the way timm spells a pretrained tag
         network = _downloading(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
     else:
-        with _seeded(chosen):
-            network = timm.create_model(name)
+        with _seeded(chosen):  # the hub's models have their configuration there
+            network = _downloading(lambda: timm.create_model(name), f"timm:{name}") if hub else timm.create_model(name)
         _load_other(network, chosen)
     config = resolve_data_config({}, model=network)
-    known = imagenet.imagenet_labels() if getattr(network, "num_classes", 0) == 1000 else None
     embedded = chosen.replace("-", "_") == f"package:{efficientnet_lite.PACKAGE}"
-    return network, efficientnet_lite.PREPROCESS if embedded else preprocessing.from_timm(config), known
+    return network, efficientnet_lite.PREPROCESS if embedded else preprocessing.from_timm(config), _timm_labels(network)
+
+
+def _timm_labels(network: nn.Module) -> tuple[str, ...] | None:
+    """Return the labels in a timm network's configuration, which some on the hub have, or ImageNet's for 1000."""
+    outputs = getattr(network, "num_classes", 0)
+    named = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    if isinstance(named, list | tuple) and len(named) == outputs and all(isinstance(label, str) for label in named):
+        return tuple(named)
+    return imagenet.imagenet_labels() if outputs == 1000 else None
 
 
 def _open_python(target: str, chosen: str) -> _Opened:
-    module_name, _, factory_name = target.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except Exception as error:  # a user's module can raise any exception when it is imported
-        raise UsageError(
-            f"python:{target}: {type(error).__name__}: {_first_line(error)}; expected python:MODULE:FACTORY importable "
-            f"from {here}"
-        ) from error
-    try:
-        with _seeded(chosen):
-            result = factory()
-    except Exception as error:
-        raise UsageError(f"python:{target}: the factory raised {type(error).__name__}: {_first_line(error)}") from error
-    network, settings = result if isinstance(result, tuple) else (result, {})
-    if not isinstance(network, nn.Module) or not isinstance(settings, Mapping):
-        raise UsageError(f"python:{target}: the factory must return a module, or a module and a dict of preprocessing")
-    settings = dict(settings)
-    names = settings.pop("labels", None)
+    where = f"python:{target}"
+    with _seeded(chosen):
+        network, settings = factory.call(target)
+        names = labels.labels_from(settings.pop("labels", None), where)
+        preprocess = preprocessing.from_mapping(settings, where)
+        shape = (1, preprocess.channels, preprocess.height, preprocess.width)
+        network = factory.prepared(network, shape, where)  # seeded too: lazy modules draw their values here
     if chosen != "DEFAULT":
         _load_other(network, chosen)
-    return network, preprocessing.from_mapping(settings, f"python:{target}"), tuple(names) if names else None
+    return network, preprocess, names
 
 
 _OPENERS = {"torchvision": _open_torchvision, "timm": _open_timm, "python": _open_python}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else "no message"
+def _is_name(chosen: str) -> bool:
+    """Whether weights are DEFAULT, an enum member or a pretrained tag. A file of that name goes before all but DEFAULT.
 
-
-def _is_enum(chosen: str) -> bool:
-    return not (":" in chosen or "/" in chosen or chosen.endswith(weights.SUFFIXES))
+    What looks like the name of a file is one, even if there is no such file.
+    """
+    if chosen == "DEFAULT":
+        return True
+    return not (
+        any(sign in chosen for sign in ":/#") or chosen.endswith(weights.FILE_SUFFIXES) or weights.is_file(chosen)
+    )
 
 
 def _load_other(network: nn.Module, chosen: str) -> None:
@@ -170,7 +178,7 @@ def _load_other(network: nn.Module, chosen: str) -> None:
             state = efficientnet_lite.to_timm(state, network.state_dict())
         weights.load(network, state, chosen)
         return
-    weights.load(network, weights.read_state(Path(chosen)), chosen)
+    weights.load_file(network, chosen)
 
 
 class _seeded:  # noqa: N801
@@ -180,7 +188,7 @@ class _seeded:  # noqa: N801
         self.seed = 0
         if chosen.startswith("random:"):
             text = chosen.removeprefix("random:")
-            if not text.isdigit():
+            if not (text.isascii() and text.isdigit() and int(text) < 1 << 64):
                 raise UsageError(f"weights {chosen!r}: random: is followed by a seed, e.g. random:0")
             self.seed = int(text)
 
@@ -196,7 +204,7 @@ def _downloading(make: Any, model_text: str) -> nn.Module:
     try:
         return make()
     except Exception as error:  # urllib, the hub's client and torch each raise exceptions of their own
-        reason = _first_line(error)
+        reason = factory.first_line(error)
         raise UsageError(
             f"weights of {model_text} could not be fetched ({reason}): give a file, package:NAME or random:SEED"
         ) from error

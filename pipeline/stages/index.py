@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+
+from tqdm import tqdm
 
 from pipeline import config as configs
 from pipeline.data import indexing
@@ -20,6 +23,8 @@ def _phases(job: Job) -> list[list[Shard]]:
 
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     rows = indexing.index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2), advance)
+    if counted := indexing.left_out_text(job.dataset.source):
+        tqdm.write(f"dataset {job.dataset.name}: {counted}", file=sys.stderr)
     bad = [(row.entry.path, row.reason) for row in rows if row.reason]
     indexing.refuse_too_many(bad, len(rows), job.spec.config.dataset.max_bad_fraction)
     digest = indexing.index_digest(rows)

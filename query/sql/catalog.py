@@ -51,8 +51,13 @@ class Catalog:
 
 
 def read(root: Path) -> Catalog:
-    """Read the commit records. Raises UsageError if a recorded table is missing or lies outside the store."""
+    """Read the commit records.
+
+    Raises UsageError if a recorded table is missing or lies outside the store, or if DuckDB cannot read the store's
+    path.
+    """
     publish.check_version(root)
+    publish.check_path(root)
     root = root.resolve()
     recorded = sorted({file.path for _, file in publish.files_of(publish.records(root))})
     datasets: dict[str, dict[str, Path]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,83 @@ def test_exif_rotation_in_pixels_and_in_the_header() -> None:
     data = _bytes(Image.fromarray(RGB), "PNG", exif=exif)
     assert (_array(data) == np.rot90(RGB, -1)).all()
     assert read_size(data) == (20, 30)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels as the EXIF standard says: where the first row and the first column belong."""
+    return {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, -1),
+        7: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(pixels),
+    }[orientation]
+
+
+def _exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Return an EXIF block with these entries (tag, type, count, value of up to 4 bytes or longer) as they are."""
+    body, beyond = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        inside = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 14 + 12 * len(entries) + len(beyond))
+        body += struct.pack("<HHI", tag, kind, count) + inside
+        beyond += value if len(value) > 4 else b""
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0) + beyond
+
+
+ODD_ENTRIES = {
+    "a negative fraction with 0 below": (0x011A, 10, 1, struct.pack("<ii", -1, 0)),
+    "text where a number belongs": (0x0128, 2, 4, b"two\0"),
+    "a pointer beyond the block": (0x8769, 4, 1, struct.pack("<I", 2**32 - 1)),
+    "a type that does not exist": (0x0110, 99, 1, b"\1"),
+    "a value that the block ends before": (0x010F, 2, 1000, b"\0\0\1\0"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning", "ignore:Tag data larger:UserWarning")  # of Pillow
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("entry", ODD_ENTRIES.values(), ids=ODD_ENTRIES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotation_needs_the_orientation_alone(orientation: int, entry: tuple[int, int, int, bytes], kind: str) -> None:
+    exif = _exif(entry, (0x0112, 3, 1, struct.pack("<H", orientation)))
+    options: dict[str, object] = {"lossless": True} if kind == "WEBP" else {}
+    stored = np.asarray(Image.open(io.BytesIO(_bytes(Image.fromarray(RGB), kind, **options))))
+    data = _bytes(Image.fromarray(RGB), kind, exif=exif, **options)
+    found = _array(data)
+    assert (found == _upright(stored, orientation)).all()
+    assert read_size(data) == found.shape[1::-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning", "ignore:Tag data larger:UserWarning")  # of Pillow
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0XX*\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"none"])
+def test_a_broken_exif_block_rejects_no_sound_pixels(exif: bytes) -> None:
+    data = _bytes(Image.fromarray(RGB), "PNG", exif=exif)
+    assert (_array(data) == RGB).all()
+    assert read_size(data) == (30, 20)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_tiff_has_the_size_of_its_pixels(orientation: int, compression: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _bytes(Image.fromarray(RGB), "TIFF", exif=exif, compression=compression)
+    found = _array(data)
+    assert (found == _upright(RGB, orientation)).all()
+    assert read_size(data) == found.shape[1::-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning", "ignore:Tag data larger:UserWarning")  # of Pillow
+def test_a_tiff_whose_exif_directory_is_broken_is_read() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x8298] = "abc"  # an entry to write the broken one over
+    data = _bytes(Image.fromarray(RGB), "TIFF", exif=exif)
+    entry = data.index(struct.pack("<HHI", 0x8298, 2, 4))
+    data = data[:entry] + struct.pack("<HHIi", 0x8769, 9, 1, -72) + data[entry + 12 :]  # a place before the file
+    assert (_array(data) == _upright(RGB, 6)).all()
 
 
 def test_a_png_named_jpeg_is_a_png(tmp_path: Path) -> None:
