@@ -99,7 +99,15 @@ def _name(column: str) -> str:
     return f'"{column}"'
 
 
+def pattern(path: str) -> str:
+    """Return a path as the pattern that matches it alone, since DuckDB takes *, ? and [ in a path as a pattern.
+
+    Raises UsageError if there is a backslash beside them, for which DuckDB has no pattern.
+    """
+    if "\\" in path and any(sign in path for sign in "*?["):
+        raise UsageError(f"{path}: DuckDB reads no path with a backslash beside *, ? or [: move the store elsewhere")
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in path)
+
+
 def _literal(text: str) -> str:
-    if any(c in text for c in "*?["):
-        raise UsageError(f"{text}: DuckDB takes a path with *, ? or [ as a pattern: move the store elsewhere")
-    return "'" + text.replace("'", "''") + "'"
+    return "'" + pattern(text).replace("'", "''") + "'"

@@ -51,6 +51,7 @@ def submit(job: Job, options: Options, dry_run: bool = False) -> str:
     With `dry_run`, return the batch scripts instead and write nothing. Raises UsageError if this machine has no Slurm,
     or if jobs of this store are still queued.
     """
+    publish.check_path(job.store.root)
     wanted = chain.steps(job, options.array)
     if not wanted:
         return f"{job.store.root}: {job.store.run} is complete; there is nothing to submit"

@@ -116,7 +116,9 @@ class Database:
                 "threads": limits.threads,
             },
         )
-        self.connection.execute("SET allowed_paths = ?", [[str(path) for path in catalog.parquet_files()]])
+        files = [str(path) for path in catalog.parquet_files()]
+        # A path with *, ? or [ is read through a pattern, which DuckDB checks before the file that it matches.
+        self.connection.execute("SET allowed_paths = ?", [sorted({*files, *map(views.pattern, files)})])
         for statement in views.statements(catalog.tables()):
             with _explained(f"{catalog.root}: a table does not read (see `unitscope verify`)"):
                 self.connection.execute(statement)
