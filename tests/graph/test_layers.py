@@ -66,6 +66,8 @@ def test_counts_names_and_bits(name: str) -> None:
     x = torch.randn(1, 3, size, size)
     with torch.no_grad():
         assert torch.equal(graph(name).module(x), network(name)(x))
+    network.cache_clear()  # hundreds of MB that no other test needs
+    graph.cache_clear()
 
 
 def test_readable_names() -> None:
