@@ -104,9 +104,9 @@ def test_every_kind_of_window() -> None:
 
 
 def test_alexnet() -> None:
-    assert (
-        _compare(torchvision.models.alexnet(), "torchvision", 224, lambda layer: layer.op in ("relu", "maxpool")) == 16
-    )
+    network = torchvision.models.alexnet()
+    network.classifier = nn.Linear(9216, 10)  # what follows sees everything
+    assert _compare(network, "torchvision", 224, lambda layer: layer.op in ("relu", "maxpool")) == 16
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1"])

@@ -17,7 +17,7 @@ from pipeline.graph import Graph, Layer, build, fold_norms, truncated, unclipped
 from store.errors import UsageError
 
 
-@lru_cache(2)
+@lru_cache(1)
 def network(name: str) -> nn.Module:
     """Return a network whose norms have random statistics, scales and shifts, so that they change values."""
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def network(name: str) -> nn.Module:
     return net
 
 
-@lru_cache(2)
+@lru_cache(1)
 def graph(name: str) -> Graph:
     return build(network(name), name.split(":")[0], (1, 3, 64, 64))
 
