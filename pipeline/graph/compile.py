@@ -8,8 +8,12 @@ network.
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +21,7 @@ from torch import Tensor, fx
 from pipeline import graph
 from pipeline.compat import inductor
 from pipeline.graph import Layer
+from pipeline.runtime.processor import processor_kind
 from store.errors import UsageError
 
 Tap = Callable[[Layer, Tensor], None]
@@ -55,6 +60,7 @@ def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Call
 
     The function raises UsageError if torch.compile fails.
     """
+    _separate_cache()
     taps = _TapSet(layers, tap)
     indices = {layer.name: index for index, layer in enumerate(layers)}
     state = torch.zeros(1, device=next(iter(network.parameters())).device)
@@ -73,3 +79,15 @@ def compiled(network: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> Call
             ) from error
 
     return run
+
+
+def _separate_cache() -> None:
+    """Keep what the compiler caches apart by kind of processor, unless the environment says where it goes.
+
+    Its default folder is one for all kinds. Headers that it had compiled for one instruction set were used for another
+    (seen with ATEN_CPU_CAPABILITY), and gave values that were not finite.
+    """
+    kind = re.sub(r"[^a-z0-9]+", "-", processor_kind().lower()).strip("-")
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"torchinductor_{user}_{kind}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

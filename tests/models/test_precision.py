@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.data.decode import open_image
 from pipeline.data.folder import DemoSource
+from pipeline.graph import compile
 from pipeline.models import Model, open_model
 from pipeline.scan.measurer import Measurer
 
@@ -47,7 +51,8 @@ def _compiles() -> bool:
     return True
 
 
-def test_compiled_is_eager_but_for_rounding() -> None:
+def test_compiled_is_eager_but_for_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that was compiled for another processor
     if not _compiles():
         pytest.skip("torch.compile does not work on this machine, or for this instruction set")
     small = open_model("python:support.small_networks:alexnet")
@@ -59,3 +64,17 @@ def test_compiled_is_eager_but_for_rounding() -> None:
     assert np.abs(fast.mean - eager.mean).max() < 1e-5 * scale
     assert (fast.argmax == eager.argmax).mean() > 0.999
     assert (fast.active == eager.active).mean() > 0.999
+
+
+def test_what_is_compiled_for_one_kind_of_processor_is_kept_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one cache for all kinds, torch used headers of another instruction set: values were not finite."""
+    folders = []
+    for kind in ("x86_64 AVX512 AMX", "x86_64 AVX2"):
+        monkeypatch.setattr(compile, "processor_kind", lambda kind=kind: kind)
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        compile._separate_cache()
+        folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folders[0] != folders[1]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    compile._separate_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
