@@ -42,10 +42,10 @@ shard_size = {32 if FULL else 6}
 [examples]
 count = 3
 [visualize]
-layers = {'["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]' if FULL else '["2", "5", "8", "14"]'}
+layers = {'["blocks.2.1.bn1", "blocks.4.0.bn3", "blocks.5.2.bn1", "classifier"]' if FULL else '["2", "8", "14"]'}
 units_per_layer = {50 if FULL else 2}
 size = {128 if FULL else 64}
-steps = {64 if FULL else 96}
+steps = {64 if FULL else 320}
 batch = {10 if FULL else 1}
 shard_size = {10 if FULL else 1}
 [compute]
