@@ -146,7 +146,7 @@ def _preloaded(job: Job, decoded: list[Batch]) -> Job:
 
 
 class _Preloaded(Runtime):
-    """A runtime that takes decoded batches where others decode, and shares the measurer of another job."""
+    """A runtime that yields batches decoded before, instead of decoding, and uses the measurer of another job."""
 
     def __init__(self, job: Job, decoded: list[Batch]) -> None:
         super().__init__(job.spec, job.dataset, progress=False)

@@ -11,10 +11,11 @@ from pipeline.executors import worker
 from pipeline.executors.engine import Engine
 from pipeline.executors.processes import Processes
 from pipeline.executors.readiness import is_complete, require_inputs
-from pipeline.executors.scheduling import PATIENCE, Scheduler, say
+from pipeline.executors.scheduling import PATIENCE, Scheduler
 from pipeline.job import Job, Shard, Stage
 from pipeline.runtime.devices import set_up
 from pipeline.runtime.ordered_map import ordered_map
+from pipeline.runtime.progress import say
 from pipeline.stages import STAGES, stage_named
 from store import publish
 

@@ -102,7 +102,7 @@ def _name(column: str) -> str:
 def pattern(path: str) -> str:
     """Return a path as the pattern that matches it alone, since DuckDB takes *, ? and [ in a path as a pattern.
 
-    Raises UsageError if there is a backslash beside them, for which DuckDB has no pattern.
+    Raises UsageError if the path also has a backslash: DuckDB has no pattern that matches such a path.
     """
     if "\\" in path and any(sign in path for sign in "*?["):
         raise UsageError(f"{path}: DuckDB reads no path with a backslash beside *, ? or [: move the store elsewhere")

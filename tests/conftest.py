@@ -6,15 +6,13 @@ import ctypes
 import gc
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from support import ROOT
-from support.faults import environment
+from support.faults import complete
 from support.sharing import locked, shared_folder
 
 if TYPE_CHECKING:
@@ -97,10 +95,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "configs").mkdir()
             config = folder / "configs" / "demo.toml"
             config.write_text(shortened((ROOT / "configs" / "demo.toml").read_text()))
-            # In a process of its own, whose memory goes with it.
-            command = [sys.executable, "-m", "unitscope", "run", str(config), "--store", str(folder / "making")]
-            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[-3000:]
+            complete("run", config, "--store", folder / "making")
             (folder / "stores").mkdir()
             (folder / "making").rename(folder / "stores" / "demo")
     return folder

@@ -9,7 +9,6 @@ a record are resubmitted.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from pipeline.executors.engine import Engine
 from pipeline.executors.readiness import STALE
 from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job, Shard, Stage
+from pipeline.runtime.progress import say
 from store import layout
 from store.errors import UsageError
 from store.publish import Record
@@ -268,8 +268,3 @@ class Scheduler:
 
     def _committed(self, task: Task) -> bool:
         return (self.job.store.root / layout.record(self.job.store.run, task.stage, task.shard.name)).exists()
-
-
-def say(text: str) -> None:
-    """Print a line on standard error without disturbing the progress bars."""
-    tqdm.write(text, file=sys.stderr)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-
-from tqdm import tqdm
 
 from pipeline import config as configs
 from pipeline.data import indexing
 from pipeline.job import Expected, Job, Shard, Stage
+from pipeline.runtime.progress import say
 from store import layout, parquet, publish, schema
 from store.errors import UsageError
 from store.publish import Record
@@ -24,7 +22,7 @@ def _phases(job: Job) -> list[list[Shard]]:
 def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     rows = indexing.index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2), advance)
     if counted := indexing.left_out_text(job.dataset.source):
-        tqdm.write(f"dataset {job.dataset.name}: {counted}", file=sys.stderr)
+        say(f"dataset {job.dataset.name}: {counted}")
     bad = [(row.entry.path, row.reason) for row in rows if row.reason]
     indexing.refuse_too_many(bad, len(rows), job.spec.config.dataset.max_bad_fraction)
     digest = indexing.index_digest(rows)

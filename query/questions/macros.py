@@ -26,7 +26,7 @@ _TYPES = {"VARCHAR": pa.string(), "INTEGER": pa.int32(), "BIGINT": pa.int64(), "
 
 
 class Answering(Protocol):
-    """What answers the questions: one method for each, by its name (Scope has them), and these."""
+    """An object with one method per question, named as the question is, and with these methods. A Scope is one."""
 
     def most_images(self) -> int:
         """Return the accepted images of the run that has most."""

@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<?Q")  # whether the body is an answer (else an error's t
 
 
 class SqlWorker:
-    """Ask a store in a child process. It starts with the first question, and again after it was killed."""
+    """Ask a store in a child process. The child starts with the first question, and again if it was killed."""
 
     def __init__(self, root: Path, limits: Limits, model_code: bool = False) -> None:
         self._root, self._limits, self._model_code = root, replace(limits, isolated=False), model_code

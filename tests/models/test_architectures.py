@@ -7,12 +7,11 @@ are.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import ROOT, faults
+from support import faults
 
 from pipeline import driver
 from pipeline.config import parse_config, to_toml
@@ -40,9 +39,7 @@ def test_scan_ends(source: str, tmp_path: Path) -> None:
     else:  # a large network: in a process of its own, whose memory goes with it
         (tmp_path / "test.toml").write_text(to_toml(sections))
         stages = [word for stage in STAGES for word in ("--stage", stage)]
-        command = [*faults.COMMAND, "run", tmp_path / "test.toml", "--store", job.store.root, *stages]
-        done = subprocess.run(command, cwd=ROOT, env=faults.environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        faults.complete("run", tmp_path / "test.toml", "--store", job.store.root, *stages)
     units = pd.read_parquet(job.store.root / layout.table(job.store.run, "units"))
     layers = pd.read_parquet(job.store.root / layout.table(job.store.run, "layers"))
     assert len(units) == layers["channels"].sum() > 0

@@ -1,0 +1,12 @@
+"""Lines for a person beside the progress bars."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Print a line on standard error without disturbing the progress bars."""
+    tqdm.write(text, file=sys.stderr)
