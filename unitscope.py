@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from store.errors import UsageError, unknown
+from store.errors import Notice, UsageError, unknown
 
 if TYPE_CHECKING:
     from pipeline import featurevis, layers, open_model
@@ -98,8 +99,20 @@ def cli() -> None:
     """
 
 
+_show_other = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a notice as one line, and any other warning as Python does."""
+    if issubclass(category, Notice):
+        click.echo(f"note: {message}", err=True)
+    else:
+        _show_other(message, category, *where, **more)
+
+
 def main() -> None:
     """Run the command line. Bad usage or input gives one line on standard error and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

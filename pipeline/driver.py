@@ -54,6 +54,8 @@ def run(
     publish.ensure_store(job.store.root)
     publish.remove_stale_temporaries(job.store.root)
     stages = [stage for stage in STAGES if not wanted or stage.name in wanted]
+    if job.spec.no_predictions and any(stage.name == "scan" for stage in stages):
+        say(f"no predictions: {job.spec.no_predictions}")
     if wanted:
         for stage in stages:
             require_inputs(job, stage, [s.name for s in stages])

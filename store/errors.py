@@ -12,6 +12,10 @@ class UsageError(Exception):
     """Bad usage or bad input. The text is one line: what was wrong, where, and what to do. The CLI exits with 2."""
 
 
+class Notice(UserWarning):
+    """Something that a person should know and need not act on, in one line. The CLI prints it on standard error."""
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """Return "did you mean A, B or C?" with the known names most similar to `name`, or "" if none is similar."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 3, cutoff=0.5)

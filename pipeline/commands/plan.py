@@ -48,11 +48,7 @@ def make_plan(job: Job) -> str:
         f"run       {job.store.run}, fingerprint {job.spec.fingerprint[:12]}, on {job.spec.device} "
         f"with {job.runtime.threads} threads, {job.spec.config.compute.workers} worker(s)",
         f"model     {len(job.spec.layers)} layers, {units:,} units; "
-        + (
-            "predictions recorded"
-            if _reaches_output(job)
-            else "no predictions: the chosen layers do not reach the output"
-        ),
+        + (f"no predictions: {job.spec.no_predictions}" if job.spec.no_predictions else "predictions recorded"),
         f"dataset   {job.dataset.name}: {images:,} pictures",
         "",
         f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'per shard':>9}",
@@ -138,10 +134,6 @@ def _batch_line(job: Job) -> str:
         f"visualize a batch of {chosen} takes {_bytes(picture_bytes * chosen)} ({layer.name}); {side_by_side} at once: "
         f"memory allows a batch of {most}"
     )
-
-
-def _reaches_output(job: Job) -> bool:
-    return job.spec.model.graph.logits in {layer.node for layer in job.spec.layers}
 
 
 def _bytes(count: float) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +13,41 @@ from torch import nn
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _VERSIONS = "_metadata"
 
+_patching = threading.RLock()
+
 # The methods of a convolution that a subclass, or one module, may replace.
 CONVOLUTION_METHODS = tuple(name for name in ("forward", "_conv_forward") if hasattr(nn.Conv2d, name))
+
+
+def behaves_as_its_class(module: nn.Module) -> bool:
+    """Whether a module has no forward of its own and no hooks, so that its class tells what it computes."""
+    return "forward" not in vars(module) and not any(getattr(module, name, ()) for name in _HOOKS)
+
+
+def patching() -> AbstractContextManager[object]:
+    """Return a lock for code that replaces `nn.Module.__call__` for a while, as torch.fx does when it traces."""
+    return _patching
+
+
+@contextmanager
+def calls_through(around: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
+    """Replace every call of a module in this thread by `around(module, call, args, kwargs)`.
+
+    `call(module, *args, **kwargs)` is the call itself, with the module's hooks.
+    """
+    thread, call = threading.get_ident(), nn.Module.__call__
+
+    def replaced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return call(module, *args, **kwargs)
+        return around(module, call, args, kwargs)
+
+    with _patching:
+        nn.Module.__call__ = replaced  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = call  # type: ignore[method-assign]
 
 
 def is_hooked(module: nn.Module) -> bool:

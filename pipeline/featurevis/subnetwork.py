@@ -13,12 +13,12 @@ from torch import Tensor
 from pipeline.compat.fx import kept_sources
 from pipeline.featurevis.redirect import redirected
 from pipeline.featurevis.transforms import Size
-from pipeline.graph import Layer, fold_norms, fused, truncated
+from pipeline.graph import Layer, fold_norms, fused, in_memory_format, truncated
 from pipeline.models import Model
 
 
 class Subnetwork:
-    """A copy of the network from its input to the layers, with batch norms folded and in channels-last format.
+    """A copy of the network from its input to the layers, with batch norms folded and in the model's memory format.
 
     The model's own network is never changed. `preprocess` replaces the model's normalization. `dtype` is the number
     type in which the copy computes.
@@ -36,21 +36,21 @@ class Subnetwork:
         self.normalize = preprocess or model.preprocess.normalize
         self.labels = model.labels
         self.channels, self.dtype = model.graph.input_shape[1], dtype
+        self.memory_format = model.graph.memory_format
         self.device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
         with _no_sources_kept():
             wanted = {layer.node for layer in layers}
             cut = fold_norms(truncated(model.graph.module, layers), wanted)
-            own = copy.deepcopy(cut).to(memory_format=torch.channels_last).requires_grad_(False).to(dtype)
-            self.plain = fused(own, wanted, clips=True)
-            self.redirected = redirected(
-                fused(own, wanted, clips=False)
-            )  # not fused: redirected clips have their own gradient
+            own = in_memory_format(copy.deepcopy(cut), self.memory_format).requires_grad_(False).to(dtype)
+            self.plain = fused(own, wanted, clips=True, memory_format=self.memory_format)
+            # Clips are not fused here: redirected ones have their own gradient.
+            self.redirected = redirected(fused(own, wanted, clips=False, memory_format=self.memory_format))
 
     def __call__(self, x: Tensor, redirect: bool = False) -> dict[str, Tensor]:
         """Return the activations of each layer, float32 [n, C, H, W], on pictures [n, channels, h, w] in 0..1."""
         if not self.layers:
             return {}
-        x = self.normalize(x).to(self.dtype, memory_format=torch.channels_last)
+        x = self.normalize(x).to(self.dtype, memory_format=self.memory_format)
         outputs: tuple[Tensor, ...] = (self.redirected if redirect else self.plain).forward(x)
         return {layer.name: y.float() for layer, y in zip(self.layers, outputs, strict=True)}
 

@@ -71,7 +71,7 @@ def _fold(module: fx.GraphModule, conv_node: fx.Node, norm_node: fx.Node) -> Non
     assert isinstance(norm, nn.BatchNorm2d)
     act = fused_activation(norm)
     name = attach(module, f"{norm_node.name}_folded", _folded(conv, norm))
-    with module.graph.inserting_before(norm_node):
+    with module.graph.inserting_before(conv_node):  # its input may be changed in place before the norm
         folded = module.graph.call_module(name, conv_node.args, conv_node.kwargs)
         last = folded
         if act is not None:

@@ -5,10 +5,12 @@ from dataclasses import replace
 from functools import cached_property
 from math import inf, prod
 
+import torch
 from torch import fx, nn
 
-from pipeline.graph import default_layers, ops
+from pipeline.graph import default_layers, ops, outputs
 from pipeline.graph.analysis import axes, bounds, cost, receptive, shapes
+from pipeline.graph.fidelity import Findings, faithful_trace, warn
 from pipeline.graph.layer import Layer, Layout
 from pipeline.graph.trace import trace
 from store.errors import UsageError, did_you_mean
@@ -20,19 +22,34 @@ _LISTED = 24  # most layer names that an error lists
 class Graph:
     """A traced network. `module` computes the same bits as the original network.
 
-    `logits` is the name of the output node, or None if the output is not a single tensor [N, classes].
+    `logits` is the name of the node that is [N, classes] in what the network returns (`outputs.choose`), or None. Then
+    `no_logits` says why. If there are logits, they are all that `module` returns.
     """
 
-    def __init__(self, module: fx.GraphModule, paths: Mapping[str, str], input_shape: tuple[int, ...]):
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        paths: Mapping[str, str],
+        input_shape: tuple[int, ...],
+        findings: Findings | None = None,
+    ):
         self.module = module
         self.input_shape = input_shape
-        self._paths = paths
+        self.findings = findings or Findings()
+        found = shapes.propagate(module, input_shape)
+        self._paths = dict(paths)
+        logits, self.no_logits = outputs.choose(module, self._paths, found)
         self._nodes: tuple[fx.Node, ...] = tuple(module.graph.nodes)
         self._ops = {node: ops.op_of(node, module) for node in self._nodes}
-        self._shapes = shapes.propagate(module, input_shape)
+        self._shapes, self._real = found.of, found.real
         self._depends = shapes.dependence(module, self._shapes)
-        self._axes = axes.infer(module, self._ops, self._shapes)
-        self.logits = self._find_logits()
+        self._axes = axes.infer(module, self._ops, self._shapes, logits, self._shapes_elsewhere)
+        self.logits = logits.name if logits is not None else None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The format in which copies of `module` run best: channels last, unless that changes what they compute."""
+        return self.findings.memory_format
 
     def layers(self, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
         """Return layers in execution order, with indices from 0.
@@ -67,12 +84,20 @@ class Graph:
 
     def sizes(self) -> dict[str, int]:
         """Return the number of values per picture in each node's output, for nodes whose first axis is the batch."""
-        first = {node: node_axes.roles[:1] for node, node_axes in self._axes.items()}
+        first = {node: node_axes.roles[:1] for node, node_axes in self._axes.items() if node in self._real}
         return {node.name: prod(shape[1:]) for node, shape in self._shapes.items() if first.get(node) == "n"}
 
     def cost(self, layer: Layer) -> int:
         """Estimate a forward and backward pass from the picture to this layer, in multiply-accumulates."""
         return cost.up_to(next(node for node in self._nodes if node.name == layer.node), self._costs)
+
+    def _shapes_elsewhere(self) -> dict[fx.Node, tuple[int, ...]]:
+        """Return the shapes for a picture that is larger in height and in width, or none if it is not taken."""
+        batch, channels, height, width = self.input_shape
+        try:
+            return shapes.propagate(self.module, (batch, channels, height + 32, width + 64)).of
+        except UsageError:
+            return {}
 
     @cached_property
     def _costs(self) -> dict[fx.Node, int]:
@@ -84,7 +109,7 @@ class Graph:
         fields = receptive.fields(self.module, self._ops, self._shapes, self._axes)
         layers: list[Layer] = []
         for node in self._nodes:
-            if node not in self._shapes or node not in self._axes or self._depends[node] < 2:
+            if node not in self._real or node not in self._axes or self._depends[node] < 2:
                 continue
             for shape in axes.layouts(self._axes[node], self._shapes[node], shapes.BATCH):
                 layers.append(self._layer(node, shape, limits[node], fields[node]))
@@ -117,26 +142,24 @@ class Graph:
             layout=layout,
         )
 
-    def _find_logits(self) -> str | None:
-        result = self._nodes[-1].args[0]
-        if not isinstance(result, fx.Node) or len(self._shapes.get(result, ())) != 2:
-            return None
-        node_axes = self._axes.get(result)
-        return result.name if node_axes is not None and node_axes.roles == "nc" else None
-
     def _matching(self, patterns: Sequence[str]) -> set[str]:
         names = [layer.name for layer in self._all]
         return set(matching(names, patterns, lambda glob: UsageError(_no_match(glob, names))))
 
 
-def build(network: nn.Module, family: str, input_shape: tuple[int, ...]) -> Graph:
-    """Trace a network, which must be in eval mode.
+def build(network: nn.Module, family: str, input_shape: tuple[int, ...], known: Findings | None = None) -> Graph:
+    """Trace a network, which must be in eval mode, and check the trace against the network.
 
-    family: "torchvision", "timm" or "python"; input_shape: [1, C, H, W]. Raises UsageError if the network cannot be
-    traced or does not run on that shape.
+    family: "torchvision", "timm" or "python"; input_shape: [1, C, H, W]; `known`: what an earlier check found, which is
+    then not repeated. What a person should know of it is a warning. Raises UsageError if the network
+    cannot be traced faithfully or does not run on that shape.
     """
-    module, paths = trace(network, family)
-    return Graph(module, paths, input_shape)
+    if known is None:
+        traced, findings = faithful_trace(network, family, input_shape)
+    else:
+        traced, findings = trace(network, family, known.whole, known.in_place)[0], known
+    warn(network, findings)
+    return Graph(traced.module, traced.paths, input_shape, findings)
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:

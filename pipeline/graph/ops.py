@@ -1,13 +1,14 @@
 """Name what a node does, in one vocabulary for modules, functions and methods: `conv`, `relu`, `add`, `cat`, ..."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
-from pipeline.compat.modules import torch_classes
+from pipeline.compat.modules import CONVOLUTION_METHODS, behaves_as_its_class, torch_classes
 
 # These classes and their subclasses become single nodes: tracing into them would hide which operation they are.
 ELEMENTARY: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
@@ -94,6 +95,10 @@ _ALIASES = {
     "concatenate": "cat",
     "upsample": "interpolate",
 }
+_IN_PLACE = "changes_its_input"
+CUSTOM = "custom-"  # begins the kind of what only its user knows
+# The packages whose functions and classes do what their names say.
+_KNOWN = frozenset({"torch", "torchvision", "timm", "math", "builtins", "_operator", "pipeline"})
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,38 @@ def _word(name: str) -> str:
     return _ALIASES.get(word, word)
 
 
+def has_known_forward(module: nn.Module) -> bool:
+    """Whether the forward of a module's class, and what else a convolution computes with, is torch's or timm's."""
+    return all(_is_known(_definer(module, name).__module__) for name in CONVOLUTION_METHODS if hasattr(module, name))
+
+
+def _definer(module: nn.Module, name: str) -> type:
+    """Return the class, of a module's class and its bases, that defines a method."""
+    return next(cls for cls in type(module).__mro__ if name in vars(cls))
+
+
+def _is_known(defined_in: str | None) -> bool:
+    """Whether functions and classes of this Python module do what their names say. Some of torch's name none."""
+    return defined_in is None or defined_in.partition(".")[0] in _KNOWN
+
+
+def _is_made(cls: type) -> bool:
+    """Whether a class is one that torch makes for a module with parametrizations, which computes as its base does."""
+    return cls.__module__ == parametrize.__name__
+
+
 def module_kind(module: nn.Module) -> str:
+    """Return what a module computes: a word of the vocabulary, or "custom-" and its class if only its user knows.
+
+    A module's class does not tell what it computes if its forward is not torch's or timm's, or if the module has a
+    forward of its own or hooks.
+    """
+    if not behaves_as_its_class(module) or not has_known_forward(module):
+        return f"{CUSTOM}{_word(type(module).__name__)}"
     for classes, kind in ELEMENTARY:
         if isinstance(module, classes):
             return kind
-    return _word(type(module).__name__)
+    return _word(next(cls.__name__ for cls in type(module).__mro__ if _is_known(cls.__module__) and not _is_made(cls)))
 
 
 def fused_activation(module: nn.Module) -> nn.Module | None:
@@ -134,14 +166,25 @@ def op_of(node: fx.Node, root: nn.Module) -> Op:
         act = fused_activation(module) if kind in NORMS else None
         if act is not None:
             return Op(module_kind(act), module, norm=True, activation=True)
-        # EvoNorm, FilterResponseNorm and similar norms are recognized by their class names
-        norm = kind in NORMS or (kind not in ACTIVATIONS and "norm" in kind)
+        # EvoNorm, FilterResponseNorm and similar norms of timm are recognized by their class names
+        norm = kind in NORMS or (kind not in ACTIVATIONS and "norm" in kind and not kind.startswith(CUSTOM))
         return Op(kind, module, norm=norm, activation=kind in ACTIVATIONS)
     if node.op in ("call_function", "call_method"):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        kind = _word(name)
+        known = isinstance(node.target, str) or _is_known(getattr(node.target, "__module__", None))
+        kind = _word(name) if known else f"{CUSTOM}{_word(name)}"
         return Op(kind, None, norm=kind in NORMS, activation=kind in ACTIVATIONS)
     return Op(node.op, None, norm=False, activation=False)
+
+
+def mark_in_place(node: fx.Node, changed: Iterable[fx.Node]) -> None:
+    """Note on a node which of its inputs it changes in place. Copies of the graph keep the names."""
+    node.meta[_IN_PLACE] = tuple(source.name for source in changed)
+
+
+def changed_in_place(node: fx.Node) -> tuple[str, ...]:
+    """Return the names of the inputs that a node was seen to change in place (`shapes.propagate`)."""
+    return tuple(node.meta.get(_IN_PLACE, ()))
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.graph.analysis.bounds import clip_limits
 from pipeline.graph.layer import Layer
-from pipeline.graph.ops import fused_activation, op_of
+from pipeline.graph.ops import changed_in_place, fused_activation, op_of
 from store.errors import UsageError
 
 Tap = Callable[[Layer, Tensor], None]
@@ -46,6 +46,28 @@ def copied(module: fx.GraphModule) -> fx.GraphModule:
         if old.name != new.name:
             new.name = old.name
     return fresh
+
+
+def in_memory_format(module: fx.GraphModule, memory_format: torch.memory_format) -> fx.GraphModule:
+    """Bring the 4-d weights of a network to a memory format, in place. Only 4-d tensors have one.
+
+    Maps in channels-last memory have no views that join channels and positions, so `view` becomes `reshape`.
+    """
+    if memory_format == torch.contiguous_format:
+        return module
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4 and tensor.is_floating_point():
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    for node in module.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not _is_cast(node):
+            node.target = "reshape"
+    module.recompile()
+    return module
+
+
+def _is_cast(view: fx.Node) -> bool:
+    """Whether `view` reads the same bits as another type of number."""
+    return any(isinstance(arg, torch.dtype) for arg in (*view.args, *view.kwargs.values()))
 
 
 def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.GraphModule:
@@ -187,6 +209,8 @@ def _remove_unneeded(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> None:
 
 
 def _has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
+    if changed_in_place(node):
+        return True
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
         return isinstance(called, _Tapped) or bool(getattr(called, "inplace", False))

@@ -1,67 +1,164 @@
 """Trace a network into a graph whose nodes have readable paths (`layer1.0.relu_1`, `inception4a.cat`)."""
 
+import inspect
 import math
+import operator
 import re
 import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from pipeline.compat import timm
-from pipeline.graph.ops import ELEMENTARY
+from pipeline.compat.modules import behaves_as_its_class
+from pipeline.graph.nested import leaves
+from pipeline.graph.ops import ELEMENTARY, has_known_forward
 from store.errors import UsageError
 
 _ELEMENTARY_TYPES = tuple(cls for classes, _ in ELEMENTARY for cls in classes)
 
 
+@dataclass(frozen=True)
+class Call:
+    """The beginning or the end of a module's call in a trace. `path` is "" for the network itself.
+
+    `values` are the tensors and numbers in its arguments or its result, and the nodes that compute them. `after` is the
+    last node before this moment. `whole`: the module is a single node, so the trace has no calls inside it.
+    """
+
+    path: str
+    begins: bool
+    values: tuple[Any, ...]
+    after: fx.Node
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced network: the path of each node by its name, and the calls of modules in their order."""
+
+    module: fx.GraphModule
+    paths: dict[str, str]
+    calls: tuple[Call, ...]
+
+
+class _Proxy(fx.Proxy):
+    """A proxy whose `x += y` is recorded as it is, an operation in place; without that, fx records `x + y`."""
+
+    def _in_place(self, operation: Callable[[Any, Any], Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+
+_IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}  # names, as in the layers' paths
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """`isinstance`, for which proxies are tensors, as a network expects of what it computes."""
+    if issubclass(type(value), fx.Proxy):
+        wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+        return Tensor in wanted or isinstance(value, kinds)
+    return isinstance(value, kinds)
+
+
+@contextmanager
+def _proxies_are_tensors(network: nn.Module) -> Iterator[None]:
+    """Replace `isinstance` by `_isinstance` in the Python files that define the forwards of a network's own classes."""
+    scopes = {
+        id(scope): scope
+        for module in network.modules()
+        if not has_known_forward(module) or "forward" in vars(module)
+        for scope in [getattr(inspect.unwrap(module.forward), "__globals__", {})]
+        if "isinstance" not in scope
+    }
+    try:
+        for scope in scopes.values():
+            scope["isinstance"] = _isinstance
+        yield
+    finally:
+        for scope in scopes.values():
+            scope.pop("isinstance", None)
+
+
 class PathTracer(fx.Tracer):
     """An fx tracer that names each node after the module it ran in, and remembers which module could not be traced."""
 
-    def __init__(self, leaf_types: tuple[type, ...], functions: tuple[Callable[..., Any], ...], whole: set[str]):
+    def __init__(
+        self,
+        leaf_types: tuple[type, ...],
+        functions: tuple[Callable[..., Any], ...],
+        whole: Collection[str],
+        in_place: bool,
+    ) -> None:
         # A network that uses torchvision has imported it by now. For others, the import would cost more than a second.
         vision = sys.modules.get("torchvision.ops")
         modules: Any = (math,) if vision is None else (math, vision)  # torch's annotation allows only one module
         super().__init__(autowrap_modules=modules, autowrap_functions=functions)
         whole_types = () if vision is None else (vision.Permute, vision.StochasticDepth)
         self.leaf_types = (*leaf_types, *_ELEMENTARY_TYPES, *whole_types)
-        self.whole = whole
+        self.whole, self.in_place = whole, in_place
         self.inside = ""
         self.paths: dict[fx.Node, str] = {}
+        self.calls: list[Call] = []
         self.failed: str | None = None
         self.taken: set[str] = set()
         self.module_paths: set[str] = set()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        self.module_paths = {_file_name(path).casefold() for path, _ in root.named_modules()}
+        self.module_paths = {file_name(path).casefold() for path, _ in root.named_modules()}
         return super().trace(root, concrete_args)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        # The network is called, not the forward of its class: it can have a forward of its own, and hooks.
         # Only the picture is an input. Options such as timm's attn_mask keep their defaults, so that
         # `if attn_mask is not None` takes the same branch as in the network.
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+        return lambda root, x: root(x), [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            module_qualified_name in self.whole
-            or isinstance(m, self.leaf_types)
-            or timm.is_activation(m)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
+        if m is self.root:
+            return False
+        if module_qualified_name in self.whole:
+            return True
+        if not behaves_as_its_class(m):  # whatever its class, tracing shows what it does
+            return False
+        elementary = isinstance(m, self.leaf_types) and has_known_forward(m)
+        return elementary or timm.is_activation(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
         outer, self.inside = self.inside, path
+        whole = self.is_leaf_module(m, path)
+        self._note(path, True, (args, kwargs), whole)
         try:
-            if self.is_leaf_module(m, path):
-                return self.create_proxy("call_module", path, args, kwargs)
-            return forward(*args, **kwargs)
+            result = self.create_proxy("call_module", path, args, kwargs) if whole else forward(*args, **kwargs)
         except Exception:
             self.failed = self.failed or path
             raise
         finally:
             self.inside = outer
+        self._note(path, False, result, whole)
+        return result
+
+    def _note(self, path: str, begins: bool, values: Any, whole: bool) -> None:
+        found = tuple(x.node if issubclass(type(x), fx.Proxy) else x for x in leaves(values))
+        self.calls.append(Call(path, begins, found, next(iter(reversed(self.graph.nodes))), whole))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self) if self.in_place else super().proxy(node)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
@@ -73,9 +170,10 @@ class PathTracer(fx.Tracer):
             base = str(node.target)
         else:
             target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+            target = _IN_PLACE.get(target, target)
             name = target.rsplit(".", 1)[-1].rstrip("_") or node.name
             base = f"{self.inside}.{name}" if self.inside else name
-        base = candidate = _file_name(base)
+        base = candidate = file_name(base)
         repeat = 0
         while self._is_taken(candidate, own=repeat == 0 and node.op == "call_module"):
             repeat += 1
@@ -88,7 +186,8 @@ class PathTracer(fx.Tracer):
         return key in self.taken or (not own and key in self.module_paths)
 
 
-def _file_name(path: str) -> str:
+def file_name(path: str) -> str:
+    """Return a path of a module or node with an underscore for each sign that a layer's name must not have."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", path)
 
 
@@ -97,34 +196,35 @@ def _leaves_of(network: nn.Module, family: str) -> tuple[tuple[type, ...], tuple
     return timm.leaves() if family == "timm" or timm.has_parts(network) else ((), ())
 
 
-def trace(network: nn.Module, family: str) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Return the traced network, and the path of each node by its name.
+def trace(
+    network: nn.Module, family: str, whole: Collection[str] = (), in_place: bool = False
+) -> tuple[Trace, set[str]]:
+    """Trace a network whose submodules `whole` become single nodes.
 
-    Submodules that cannot be traced become single nodes, with a warning. Raises UsageError if the network's own forward
-    cannot be traced.
+    `in_place`: record `x += y` as an operation in place. It matters only if something else shares the memory of x.
+
+    Returns the trace, and `whole` with the submodules that cannot be traced. Raises UsageError if the network's own
+    forward cannot be traced.
     """
     leaf_types, functions = _leaves_of(network, family)
-    whole: set[str] = set()
+    taken_whole = set(whole)
     before = set(vars(network))
     while True:
-        tracer = PathTracer(leaf_types, functions, whole)
+        tracer = PathTracer(leaf_types, functions, taken_whole, in_place)
         try:
-            graph = tracer.trace(network)
+            with _proxies_are_tensors(network):
+                graph = tracer.trace(network)
             break
         except Exception as error:
-            if not tracer.failed or tracer.failed in whole:
-                class_name = type(network).__name__
+            if not tracer.failed or tracer.failed in taken_whole:
                 raise UsageError(
-                    f"{class_name}.forward cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                    "move the control flow into a submodule, which then becomes a single node"
+                    f"{type(network).__name__}.forward cannot be traced ({type(error).__name__}: "
+                    f"{(str(error).splitlines() or ['no message'])[0]}); move the control flow into a submodule, which "
+                    "then becomes a single node"
                 ) from error
-            whole.add(tracer.failed)
-    if whole:
-        warnings.warn(
-            f"these submodules cannot be traced and become single nodes: {', '.join(sorted(whole))}", stacklevel=2
-        )
+            taken_whole.add(tracer.failed)
     module = fx.GraphModule(network, graph, type(network).__name__)
     for name in set(vars(network)) - before:  # the tracer leaves its constants on the network
         if isinstance(getattr(network, name), Tensor):
             delattr(network, name)
-    return module, {node.name: path for node, path in tracer.paths.items()}
+    return Trace(module, {node.name: path for node, path in tracer.paths.items()}, tuple(tracer.calls)), taken_whole

@@ -54,6 +54,16 @@ class Spec:
         return tuple(layer for layer in self.layers if layer.name in names_chosen)
 
     @functools.cached_property
+    def no_predictions(self) -> str:
+        """Why the run records no predictions, or "" if it does."""
+        logits = self.model.graph.logits
+        if logits is None:
+            return self.model.graph.no_logits
+        if logits not in {layer.node for layer in self.layers}:
+            return f"the chosen layers do not include the logits, {logits}"
+        return ""
+
+    @functools.cached_property
     def keys(self) -> dict[str, dict[str, Any]]:
         """The config's keys that change results, by section."""
         return configs.fingerprinted(self.config, self.device)

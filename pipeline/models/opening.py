@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.data import imagenet
-from pipeline.models import efficientnet_lite, factory, labels, preprocessing, weights
+from pipeline.models import checked, efficientnet_lite, factory, labels, preprocessing, weights
 from pipeline.models.preprocessing import Preprocess
 from store.errors import UsageError, unknown
 
@@ -46,14 +46,19 @@ class Model:
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """The traced network. Its nodes are the layers that can be chosen.
+        """The traced network, which was checked against the network itself. Its nodes are the layers.
 
-        Raises UsageError if a factory gave more or fewer labels than the network has outputs, where these are known.
+        Raises UsageError if the network cannot be traced faithfully, or if a factory gave more or fewer labels than the
+        network has outputs, where these are known.
         """
         from pipeline import graph
 
-        p = self.preprocess
-        traced = graph.build(self.network, self.family, (1, p.channels, p.height, p.width))
+        shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        kept = checked.key(self.source, self.digest, shape) if self.family in checked.FAMILIES else None
+        known = checked.read(kept) if kept else None
+        traced = graph.build(self.network, self.family, shape, known)
+        if kept and known is None:
+            checked.write(kept, traced.findings)
         outputs = traced.sizes().get(traced.logits) if traced.logits else None
         if self.family == "python" and self.labels and outputs:
             labels.check_number(self.labels, outputs, self.source)

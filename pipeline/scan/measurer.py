@@ -84,10 +84,10 @@ class Measurer:
         return torch.cat(outputs)
 
     def input(self, x: Tensor) -> Tensor:
-        """Convert pictures (float in 0..1, or uint8) to network input: normalized, on its device, channels last."""
+        """Convert pictures (float in 0..1, or uint8) to network input: normalized, on its device, in its format."""
         x = x.to(self.device)
         x = self.model.preprocess.normalize(x.float() / 255 if x.dtype == torch.uint8 else x)
-        return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        return x.to(self._dtype).contiguous(memory_format=self.model.graph.memory_format)
 
     @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
@@ -122,12 +122,13 @@ def choose_layers(model: Model, layers: str | Sequence[str] | Sequence[Layer]) -
 
 
 def folded_network(model: Model, layers: Sequence[Layer], arrange: bool = True) -> torch.fx.GraphModule:
-    """Return a copy of the traced network in channels-last memory, with norms folded into convolutions.
+    """Return a copy of the traced network in its memory format, with norms folded into convolutions.
 
     `arrange` also fuses convolutions with their padding and clips, which torch.compile does itself. A convolution that
     is one of the layers keeps its own output: nothing is folded or fused into it.
     """
     wanted = {layer.node for layer in layers}
     folded = graph.fold_norms(model.graph.module, keep=wanted)
-    own = copy.deepcopy(folded).to(memory_format=torch.channels_last)
-    return graph.fused(own, keep=wanted, clips=True) if arrange else own
+    memory_format = model.graph.memory_format
+    own = graph.in_memory_format(copy.deepcopy(folded), memory_format)
+    return graph.fused(own, wanted, clips=True, memory_format=memory_format) if arrange else own

@@ -110,7 +110,8 @@ class _Maps:
         if len(batch.ids):
             x = torch.from_numpy(batch.pixels).to(self.job.spec.device).float() / 255
             with torch.inference_mode():
-                self.network(self.job.spec.model.preprocess.normalize(x).contiguous(memory_format=torch.channels_last))
+                model = self.job.spec.model
+                self.network(model.preprocess.normalize(x).contiguous(memory_format=model.graph.memory_format))
         return batch, self.current.found
 
     @timed("reduce")

@@ -52,7 +52,8 @@ class VisualizationMetrics:
         self.job, self.layer = job, layer
         module = graph.truncated(graph.unclipped(job.spec.model.graph.module, layer), layer)
         folded = copy.deepcopy(graph.fold_norms(module, keep={layer.node}))
-        self._open: fx.GraphModule = folded.to(memory_format=torch.channels_last).to(job.spec.device)
+        self._format = job.spec.model.graph.memory_format
+        self._open: fx.GraphModule = graph.in_memory_format(folded, self._format).to(job.spec.device)
         path = job.store.root / layout.array(job.store.run, "codes")
         with hdf5.reading(path) as file:
             self._edges = {k: hdf5.dataset(file, f"{layer.name}/{k}/edges")[()] for k in ("max", "mean")}
@@ -101,7 +102,7 @@ class VisualizationMetrics:
         """
 
         def measure(part: Tensor) -> NDArray[np.float32]:
-            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=self._format)
             with torch.inference_mode():
                 activations: Tensor = self._open(inputs)
             extreme = activations.amax if positive else activations.amin
@@ -130,7 +131,7 @@ class VisualizationMetrics:
         """Return the mean square over the whole layer, which deepdream maximizes: float32 [n]."""
 
         def measure(part: Tensor) -> NDArray[np.float32]:
-            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=torch.channels_last)
+            inputs = self.job.spec.model.preprocess.normalize(part).contiguous(memory_format=self._format)
             with torch.inference_mode():
                 activations: Tensor = self._open(inputs)
             return activations.double().square().mean((1, 2, 3)).float().cpu().numpy()

@@ -15,7 +15,7 @@ COMPAT = ROOT / "pipeline" / "compat"
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name not in ("_", "_fields")  # of named tuples
 
 
 def _sources() -> dict[str, ast.Module]:

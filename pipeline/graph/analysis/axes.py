@@ -9,7 +9,7 @@ and ? anything else. The rules are:
 - Elementwise operations, pooling and padding inherit the roles on which their inputs agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from pipeline.graph.layer import Layout
-from pipeline.graph.ops import MATMULS, NORMS, PERMUTES, RESHAPES, Op, argument, data_input
+from pipeline.graph.ops import CUSTOM, MATMULS, NORMS, PERMUTES, RESHAPES, Op, argument, data_input
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 
@@ -35,14 +35,33 @@ class Axes:
         return len(self.roles) - self.roles.count("?")
 
 
-def infer(module: fx.GraphModule, ops: Mapping[fx.Node, Op], shapes: Shapes) -> dict[fx.Node, Axes]:
+def infer(
+    module: fx.GraphModule,
+    ops: Mapping[fx.Node, Op],
+    shapes: Shapes,
+    logits: fx.Node | None = None,
+    elsewhere: Callable[[], Shapes] = dict,
+) -> dict[fx.Node, Axes]:
     """Infer the axes of every tensor, or tuple of tensors, that depends on the picture.
 
-    If a module hides its channel axis, a second pass takes the axis from the node's consumers.
+    If a module hides its channel axis, a second pass takes the axis from the node's consumers, or else from what a
+    picture of another size does not change. `elsewhere` returns the shapes for one, or none if the network takes none.
+    `logits` are [n, classes], whatever computes them.
     """
     axes = _pass(module, ops, shapes, {})
     hints = _hints(axes, ops, shapes)
-    return _pass(module, ops, shapes, hints) if hints else axes
+    hidden = [node for node in axes if node in shapes and node not in hints and _is_hidden(ops[node], axes[node])]
+    if hidden:
+        others = elsewhere()
+        for node in hidden:
+            kept = [i for i, size in enumerate(shapes[node]) if i and others.get(node, ())[i : i + 1] == (size,)]
+            if len(kept) == 1 and len(others[node]) == len(shapes[node]):
+                hints[node] = kept[0]
+    if hints:
+        axes = _pass(module, ops, shapes, hints)
+    if logits is not None:
+        axes[logits] = Axes("nc")
+    return axes
 
 
 def _pass(
@@ -55,6 +74,8 @@ def _pass(
         elif node.op in ("call_module", "call_function", "call_method"):
             node_axes = _step(node, ops[node], axes, shapes)
             if node_axes is not None:
+                if node in shapes and len(node_axes.roles) != len(shapes[node]):
+                    node_axes = Axes(node_axes.roles[:1][: len(shapes[node])].ljust(len(shapes[node]), "?"))
                 if node in hints and "c" not in node_axes.roles:
                     node_axes = replace(node_axes, roles=_put(node_axes.roles, hints[node], "c"))
                 axes[node] = _eliminate(node_axes) if node in shapes else node_axes
@@ -73,6 +94,11 @@ def _hints(axes: Mapping[fx.Node, Axes], ops: Mapping[fx.Node, Op], shapes: Shap
             if axis is not None:
                 hints[node] = axis
     return hints
+
+
+def _is_hidden(op: Op, node_axes: Axes) -> bool:
+    """Whether a node is a module that does not show which axis of its output has the channels."""
+    return op.kind.startswith(CUSTOM) and "c" not in node_axes.roles and len(node_axes.roles) > 2
 
 
 def _weight_axis(op: Op, rank: int) -> int | None:
@@ -102,6 +128,9 @@ def _step(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -
     weight_axis = _weight_axis(op, len(shape))
     if weight_axis is not None and source in axes:
         return _weighted(axes[source], op, weight_axis, shapes.get(source, ()), shape)
+    if op.kind.startswith(CUSTOM) and source in axes:
+        same = shape[:1] == shapes.get(source, ())[:1]
+        return Axes((axes[source].roles[:1] if same else "").ljust(len(shape), "?"))
     if op.kind in RESHAPES and source in shapes and source in axes:
         return _reshaped(axes[source], shapes[source], shape)
     if op.kind in PERMUTES and source in axes:
@@ -114,7 +143,7 @@ def _step(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -
         return _indexed(node, axes[source], source in shapes)
     if op.kind == "cat":
         return _concatenated(node, axes, shapes)
-    return _inherited(node, axes, shapes)
+    return _inherited(node, op, axes, shapes)
 
 
 def _tuple_axes(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes]) -> Axes | None:
@@ -237,7 +266,7 @@ def _concatenated(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -
     return merged
 
 
-def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
+def _inherited(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
     shape = shapes[node]
     inputs = [n for n in node.all_input_nodes if n in axes and n in shapes]
     full = [n for n in inputs if len(shapes[n]) == len(shape)]
@@ -245,7 +274,7 @@ def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> A
     full = [n for n in full if shapes[n] == shape] or full
     merged = _agree([axes[n] for n in full], len(shape))
     if merged is None:
-        return _reduced(node, axes, shapes)
+        return _reduced(node, op, axes, shapes)
     known_op = _keeps_axes(node, shapes, full)
     if not known_op:
         return replace(merged, roles=merged.roles[:1].ljust(len(shape), "?"))
@@ -255,17 +284,20 @@ def _inherited(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> A
 def _keeps_axes(node: fx.Node, shapes: Shapes, inputs: Sequence[fx.Node]) -> bool:
     """Whether an unknown operation keeps the order of axes: it changes at most two sizes, and not that of the batch."""
     before, after = shapes[inputs[0]], shapes[node]
+    if not after:
+        return True
     return sum(a != b for a, b in zip(before, after, strict=True)) <= 2 and before[0] == after[0]
 
 
-def _reduced(node: fx.Node, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
+def _reduced(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -> Axes:
     """Drop the axes over which a mean or sum reduces. The roles are all "?" if these are not known."""
     shape, source = shapes[node], data_input(node)
     node_axes = axes.get(source) if source is not None else None
-    dims = argument(node, 1, "dim")
-    if node_axes is None or dims is None or isinstance(dims, fx.Node):
+    dims = argument(node, 2 if op.kind == "norm" else 1, "dim")
+    listed = list(dims) if isinstance(dims, (list, tuple)) else [dims]
+    if node_axes is None or not node_axes.roles or not all(isinstance(dim, int) for dim in listed):
         return Axes("?" * len(shape))
-    gone = {int(dim) % len(node_axes.roles) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    gone = {dim % len(node_axes.roles) for dim in listed}
     roles = "".join(role for i, role in enumerate(node_axes.roles) if i not in gone)
     return Axes(roles if len(roles) == len(shape) else "?" * len(shape))
 
@@ -291,7 +323,7 @@ def layouts(node_axes: Axes, shape: Sequence[int], batch: int) -> list[tuple[Lay
 
     There is none if the first axis is not a batch of `batch` pictures or the channel axis is unknown.
     """
-    if shape[0] != batch or "c" not in node_axes.roles or node_axes.roles.index("c") == 0 or 0 in shape:
+    if not shape or shape[0] != batch or "c" not in node_axes.roles or node_axes.roles.index("c") == 0 or 0 in shape:
         return []
     axis = node_axes.roles.index("c")
     channels = shape[axis]

@@ -4,9 +4,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
-from pipeline.graph.ops import IDENTITIES, PERMUTES, RESHAPES, Op, argument, fused_activation, module_kind
+from pipeline.graph.ops import (
+    CUSTOM,
+    IDENTITIES,
+    PERMUTES,
+    RESHAPES,
+    Op,
+    argument,
+    changed_in_place,
+    fused_activation,
+    module_kind,
+)
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (-math.inf, math.inf)
@@ -24,23 +35,39 @@ _FIXED: dict[str, Interval] = {
     "abs": (0.0, math.inf),
     "logsigmoid": (-math.inf, 0.0),
 }
-_KEEP = (
+_KEEP = (  # these pass values on, as they are
     IDENTITIES
     | RESHAPES
     | PERMUTES
     | frozenset({"maxpool", "adaptivemaxpool", "getitem", "chunk", "split", "unbind", "roll", "expand"})
 )
+_SHARING = _KEEP - frozenset({"maxpool", "adaptivemaxpool"})  # the result can be a view of the input
 # Averages of values >= 0 are >= 0, but rounding can lift them above an upper bound.
 _AVERAGE = frozenset({"avgpool", "adaptiveavgpool", "mean"})
 
 
 def intervals(module: fx.GraphModule, ops: Mapping[fx.Node, Op]) -> dict[fx.Node, Interval]:
-    """Return (low, high) of each node, which hold for every value and every input; infinite if nothing is proved."""
-    known: dict[fx.Node, Interval] = {}
+    """Return (low, high) of each node, which hold for every value and every input; infinite if nothing is proved.
+
+    They hold when the node has run. If a later node changes it in place, what follows goes by the changed values.
+    """
+    found: dict[fx.Node, Interval] = {}
+    now: dict[fx.Node, Interval] = {}  # what holds at this point of the graph
+    shared: dict[fx.Node, set[fx.Node]] = {}  # the nodes whose memory a node's value may be
     for node in module.graph.nodes:
-        if node.op in ("call_module", "call_function", "call_method"):
-            known[node] = _step(node, ops[node], known)
-    return known
+        shared[node] = {node}
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        found[node] = now[node] = _step(node, ops[node], now)
+        changed = [source for source in node.all_input_nodes if source.name in changed_in_place(node)]
+        if changed or ops[node].kind in _SHARING or ops[node].kind.startswith(CUSTOM):
+            shared[node] = shared[node].union(*(shared[source] for source in node.all_input_nodes))
+        if changed:
+            written = set().union(*(shared[source] for source in changed))
+            for other in (other for other in now if other is not node and shared[other] & written):
+                low, high = now[other]
+                now[other] = min(low, found[node][0]), max(high, found[node][1])
+    return found
 
 
 def _step(node: fx.Node, op: Op, known: Mapping[fx.Node, Interval]) -> Interval:
@@ -50,6 +77,12 @@ def _step(node: fx.Node, op: Op, known: Mapping[fx.Node, Interval]) -> Interval:
         inputs, owner = [UNKNOWN], fused_activation(op.module) if op.module is not None else None
         kind = module_kind(owner) if owner is not None else "norm"
     first = inputs[0] if inputs else UNKNOWN
+    if kind == "softplus" and not getattr(owner, "beta", argument(node, 1, "beta", 1)) > 0:
+        return UNKNOWN
+    if kind == "relu6" and owner is not None:
+        return _clamped(node, "hardtanh", owner, first)
+    if kind in ("to", "type") and not _is_float(node):
+        return UNKNOWN
     if kind in _FIXED:
         return _FIXED[kind]
     if kind == "relu":
@@ -59,6 +92,11 @@ def _step(node: fx.Node, op: Op, known: Mapping[fx.Node, Interval]) -> Interval:
     if kind in _KEEP:
         return first
     if kind in _AVERAGE:
+        divisor = getattr(
+            owner, "divisor_override", argument(node, 6, "divisor_override") if kind == "avgpool" else None
+        )
+        if isinstance(divisor, fx.Node) or (divisor or 1) < 0:
+            return UNKNOWN
         return (0.0 if first[0] >= 0 else -math.inf), math.inf
     if kind == "interpolate":
         mode = getattr(owner, "mode", argument(node, 3, "mode", "nearest"))
@@ -70,6 +108,14 @@ def _step(node: fx.Node, op: Op, known: Mapping[fx.Node, Interval]) -> Interval:
     combine = _COMBINE.get(kind)
     operands = _operands(node, known)
     return combine(operands) if combine and len(operands) == 2 and not node.kwargs else UNKNOWN
+
+
+def _is_float(cast: fx.Node) -> bool:
+    """Whether `to` or `type` names no number type that wraps or rounds: integers lose the sign of large values."""
+    given = (*cast.args[1:], *cast.kwargs.values())
+    return all(x.is_floating_point for x in given if isinstance(x, torch.dtype)) and not any(
+        isinstance(x, (fx.Node, str)) for x in given
+    )
 
 
 def _operands(node: fx.Node, known: Mapping[fx.Node, Interval]) -> list[Interval]:

@@ -83,7 +83,7 @@ def _step(
     if op.kind in ("conv", "maxpool", "avgpool", "convtranspose", "interpolate", "adaptiveavgpool", "adaptivemaxpool"):
         if spans is None or len(shapes[node]) != 4 or len(shapes[source]) != 4:
             return lost
-        moved = [_slide(node, op, spans[i], i, shapes[source][2 + i], shapes[node][2 + i]) for i in (0, 1)]
+        moved = [_slide(node, op, spans[i], i, shapes, source) for i in (0, 1)]
         return Field((moved[0], moved[1]), gated) if moved[0] and moved[1] else lost
     if op.kind == "pad":
         return Field(_padded(node, op, spans), gated) if spans is not None else lost
@@ -150,7 +150,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _slide(node: fx.Node, op: Op, span: Span, axis: int, before: int, after: int) -> Span | None:
+def _slide(node: fx.Node, op: Op, span: Span, axis: int, shapes: Shapes, source: fx.Node) -> Span | None:
+    before, after = shapes[source][2 + axis], shapes[node][2 + axis]
     if op.kind in ("adaptiveavgpool", "adaptivemaxpool"):
         if before % after or after == 1:
             return span if before == after else None
@@ -158,7 +159,7 @@ def _slide(node: fx.Node, op: Op, span: Span, axis: int, before: int, after: int
     if op.kind == "interpolate":
         mode = getattr(op.module, "mode", argument(node, 3, "mode", "nearest"))
         return _enlarged(span, before, after, mode)
-    window = _window(node, op, axis, before, after)
+    window = _window(node, op, axis, shapes, before, after)
     if window is None or op.kind == "convtranspose":
         return None if window is None else _transposed(span, window)
     return _moved(span, window)
@@ -171,8 +172,8 @@ def _moved(span: Span, window: _Window) -> Span:
     )
 
 
-def _window(node: fx.Node, op: Op, axis: int, before: int, after: int) -> _Window | None:
-    settings = _settings_of_call(node, op) if op.module is None else _settings_of_module(op.module)
+def _window(node: fx.Node, op: Op, axis: int, shapes: Shapes, before: int, after: int) -> _Window | None:
+    settings = _settings_of_call(node, op, shapes) if op.module is None else _settings_of_module(op.module)
     if settings is None or any(isinstance(value, fx.Node) for value in settings):
         return None
     kernel, stride, padding, dilation = settings
@@ -190,9 +191,9 @@ def _settings_of_module(module: Any) -> tuple[Any, Any, Any, Any]:
     return module.kernel_size, module.stride, padding, getattr(module, "dilation", 1)
 
 
-def _settings_of_call(node: fx.Node, op: Op) -> tuple[Any, Any, Any, Any] | None:
+def _settings_of_call(node: fx.Node, op: Op, shapes: Shapes) -> tuple[Any, Any, Any, Any] | None:
     if op.kind == "conv":
-        kernel = _kernel_of(node)
+        kernel = _kernel_of(node, shapes)
         rest = argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1)
         return None if kernel is None else (kernel, *rest)
     if op.kind in ("maxpool", "avgpool"):
@@ -205,13 +206,10 @@ def _settings_of_call(node: fx.Node, op: Op) -> tuple[Any, Any, Any, Any] | None
     return None
 
 
-def _kernel_of(node: fx.Node) -> tuple[int, int] | None:
+def _kernel_of(node: fx.Node, shapes: Shapes) -> tuple[int, int] | None:
     weight = argument(node, 1, "weight")
-    owner = node.graph.owning_module
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or owner is None:
-        return None
-    value = next((p for p in parameters_of(node, owner) if p.dim() == 4), None)
-    return (int(value.shape[2]), int(value.shape[3])) if value is not None else None
+    shape = shapes.get(weight, ()) if isinstance(weight, fx.Node) else ()
+    return (shape[2], shape[3]) if len(shape) == 4 else None
 
 
 def _padded(node: fx.Node, op: Op, spans: tuple[Span, Span]) -> tuple[Span, Span] | None:

@@ -52,13 +52,22 @@ class RectifiedSum(nn.Module):
         return aten.rectified_sum(a, b, self.in_place and a.shape == b.shape)
 
 
-def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.GraphModule:
+def fused(
+    module: fx.GraphModule,
+    keep: Collection[str],
+    clips: bool,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> fx.GraphModule:
     """Return the same network with fused operations; it shares the parameters.
+
+    In another memory format than channels last nothing is fused, because fused convolutions return maps in that.
 
     `clips`: fuse a ReLU, ReLU6 or hardtanh with its convolution, and a ReLU with its sum, if the clip is the only user.
     The fused node has the clip's name. `keep` names convolutions and sums that are not fused with a clip.
     """
     fresh = copied(module)
+    if memory_format != torch.channels_last:
+        return fresh
     finite = _finite(fresh) if clips and onednn.can_convolve() else set()
     for node in list(fresh.graph.nodes):
         conv = op_of(node, fresh).module
@@ -71,7 +80,7 @@ def fused(module: fx.GraphModule, keep: Collection[str], clips: bool) -> fx.Grap
             continue
         last = node if limits is None else user
         name = attach(fresh, f"{last.name}_arranged", arranged)
-        with fresh.graph.inserting_before(last):
+        with fresh.graph.inserting_before(node):  # its input may be changed in place before the clip
             replacement = fresh.graph.call_module(name, node.args)
         replace_node(last, replacement)
         if last is not node:
