@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch.fx import graph_module
 
 
-def fake_tensors() -> AbstractContextManager[Any]:
+@contextmanager
+def fake_tensors() -> Iterator[None]:
     """Return a context in which tensors have shapes but no values.
 
-    If torch does not have it, the context does nothing. Values are then computed, and the shapes are the same.
+    If torch does not have it, the context does nothing. Values are then computed, and the shapes are the same. What
+    torch logs when shapes do not fit is left out: the error that it raises says it.
     """
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError:
-        return nullcontext()
-    return FakeTensorMode(allow_non_fake_inputs=True)
+        yield
+        return
+    log = logging.getLogger(FakeTensorMode.__module__)
+    was = log.disabled
+    log.disabled = True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        log.disabled = was
 
 
 def kept_sources() -> MutableMapping[str, Any]:

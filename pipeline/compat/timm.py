@@ -42,16 +42,18 @@ def has_parts(network: nn.Module) -> bool:
 
 
 def leaves() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
-    """Return the classes and functions that a tracer must not enter.
+    """Return the classes and functions that a tracer must not enter, as timm lists them.
 
-    If timm has no such lists, these are the layers known to need it, and no functions.
+    Of its classes, only layers. Blocks of single models are listed too, because timm's own extraction drops operations
+    in place; most can be traced. If timm has no such lists, these are the layers known to need it, and no functions.
     """
     from timm import layers, models
 
     classes, functions = (getattr(models, f"get_notrace_{part}", None) for part in ("modules", "functions"))
     if classes is None or functions is None:
         return tuple(getattr(layers, name) for name in _LEAVES if hasattr(layers, name)), ()
-    return tuple(classes()), tuple(f for f in functions() if callable(f))
+    layers_alone = tuple(cls for cls in classes() if cls.__module__.startswith("timm.layers."))
+    return layers_alone, tuple(f for f in functions() if callable(f))
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -98,7 +98,7 @@ def _hints(axes: Mapping[fx.Node, Axes], ops: Mapping[fx.Node, Op], shapes: Shap
 
 def _is_hidden(op: Op, node_axes: Axes) -> bool:
     """Whether a node is a module that does not show which axis of its output has the channels."""
-    return op.kind.startswith(CUSTOM) and "c" not in node_axes.roles and len(node_axes.roles) > 2
+    return op.module is not None and "c" not in node_axes.roles and len(node_axes.roles) > 2
 
 
 def _weight_axis(op: Op, rank: int) -> int | None:
