@@ -48,9 +48,9 @@ class Probe:
     def row(self, path: Path, units: NDArray[np.int64]) -> ImageRow:
         """Measure a picture on these units. value, mean, y and x are exact.
 
-        tail_p = (1 + images that reach the value's code) / (n + 1): the picture counts as one more image. It is never
-        less than the exact share of images that reach the value, and equals it at the edges of codes and for a value
-        above those of all images.
+        tail_p = (1 + images that have at least the value) / (n + 1): the picture counts as one more image. Images
+        with the value's own code are counted by where they lie on average (`store.codes.images_reaching`), all others
+        exactly.
         """
         from pipeline.data.decode import BadImageError, open_image
 
@@ -87,8 +87,7 @@ class Probe:
     def _tail_p(self, value: NDArray[np.float32]) -> NDArray[np.float64]:
         reached = np.empty(len(value), np.int64)
         for layer, book in zip(self.run.layers, self.dense.books("max"), strict=True):
-            code = book.codes_of(value[layer.columns])
-            reached[layer.columns] = book.reaching[np.arange(layer.channels), code]
+            reached[layer.columns] = book.images_reaching(value[layer.columns])
         reached[value > self.run.statistics.maximum] = 0
         return (1 + reached) / (self.run.n + 1)
 

@@ -8,7 +8,8 @@ If a unit has no more than 255 distinct values, each has its own code and nothin
 from two grids. One has steps of the tail probability, a fixed number per octave, up to the single strongest image. The
 other has equal steps of the value, each a share of the unit's standard deviation. The first grid alone leaves only a
 handful of codes below the upper quartile, which is where a saturating unit varies, and correlations computed from such
-codes were wrong by tenths.
+codes were wrong by tenths. Codes that would still have many images are divided, which happens if a few large values
+make the standard deviation much larger than most differences.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TAIL_MIN_IMAGES = 20  # so many of a unit's strongest images are in `tail`, what
 TAIL_MAX_P = 0.01  # every value whose tail_p is at most this is in `tail`, exactly
 SAMPLE = 4096  # images in the sample on which a unit is first compared with all others
 _LOWEST = 2.0**-4  # the lowest share of the images, which has steps of its own: one per octave
+_SHARES = 32  # no code has more than this part of a unit's images, unless they have the same value
 _BULK_FROM = 2.0**-10  # equal steps of the value begin above this share of the images
 
 Floats = NDArray[np.float32]
@@ -35,7 +37,7 @@ class Resolution:
 
     `octave` is the number of steps in which the tail probability halves. `step` is the step of the value, in standard
     deviations. With few images the rounding errors of codes average out less, so the step for N images is the smaller
-    of `step` and `few` * sqrt(N).
+    of `step` and `few` * sqrt(N), or what 255 codes allow.
     """
 
     octave: float
@@ -124,14 +126,34 @@ def reaching(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.ascontiguousarray(np.cumsum(counts[:, ::-1], axis=1)[:, ::-1])
 
 
-def tail_probability(values: Floats, edge: Floats, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def images_reaching(values: Floats, edge: Floats, counts: NDArray[np.int64], means: Floats) -> NDArray[np.int64]:
+    """Estimate how many images have at least a value, one value per unit: float32 [C] -> int64 [C].
+
+    edge, counts and means: [C, 256]. The images of higher codes are counted exactly. Of the m images with the value's
+    own code, the least is at the code's edge, and the others are taken to be evenly spread above it so that the mean of
+    the code is right. So the result is exact at edges and for codes with one or two images or one value, and never off
+    by more than m - 2.
+    """
+    rows = np.arange(len(values))
+    code = encode(values[None], edge)[0].astype(np.int64)
+    least, mean, m = edge[rows, code], means[rows, code].astype(np.float64), counts[rows, code]
+    above = np.append(reaching(counts), np.zeros((len(values), 1), np.int64), axis=1)[rows, code + 1]
+    low = np.where(np.isfinite(least), least, mean)  # of code 0 only the mean is known: its images have one value
+    others = np.divide(m * mean - low, m - 1, out=mean.copy(), where=m > 1)  # the mean of all but the least
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = (values - low) * m / (2 * (others - low))  # the k-th of the others is at place k, for k = 1 ... m - 1
+    inside = m - np.ceil(np.clip(np.nan_to_num(place, posinf=np.inf), 1, m))
+    reached: NDArray[np.int64] = above + np.where(values <= low, m, inside).astype(np.int64)
+    return reached
+
+
+def tail_probability(values: Floats, edge: Floats, counts: NDArray[np.int64], means: Floats) -> NDArray[np.float64]:
     """Return the tail probability of each value of a picture that was not scanned.
 
-    It is (1 + the number of images that reach the value's code edge) / (N + 1). values: float32 [C], one per unit;
-    edge and counts: [C, 256]. Returns float64 [C].
+    It is (1 + the number of images that have at least the value) / (N + 1), with `images_reaching`. values: float32
+    [C], one per unit; edge, counts and means: [C, 256]. Returns float64 [C].
     """
-    code = encode(values[None], edge)[0]
-    reached = reaching(counts)[np.arange(len(values)), code]
+    reached = images_reaching(values, edge, counts, means)
     probability: NDArray[np.float64] = (1 + reached) / (1 + counts.sum(axis=1))
     return probability
 
@@ -148,26 +170,49 @@ def _edges_of_unit(ordered: Floats, signed: bool, resolution: Resolution) -> Flo
     starts = np.flatnonzero(np.concatenate([[True], kept[1:] != kept[:-1]]))
     if len(starts) > CODES - 1:
         first = kept[:1]
-        tails = np.concatenate([first, _upper_edges(ordered, resolution.octave), _lower_edges(kept)])
-        steps = _value_edges(ordered, kept, resolution, CODES - 1 - len(np.unique(tails)))
+        tails = np.maximum(
+            np.concatenate([first, _upper_edges(ordered, resolution.octave), _lower_edges(kept)]), first
+        )  # not the zeros
+        steps = _value_edges(ordered, kept, resolution, CODES - 1 - _SHARES - len(np.unique(tails)))
         starts = np.unique(np.searchsorted(kept, np.concatenate([tails, steps]), side="left"))
-        starts = starts[starts < len(kept)]
+        starts = _divided(kept, starts[starts < len(kept)])
     unit_edges = kept[starts]
     return unit_edges[1:] if signed else unit_edges  # a signed unit's least value has code 0
 
 
-def _upper_edges(ordered: Floats, octave: float) -> Floats:
-    """Return the smallest values that at most t images reach, for t from half of the images down to 1.
+def _divided(kept: Floats, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Divide codes that have more than 1 / _SHARES of the values, but never a value that several images share.
 
-    There are `octave` values of t per halving. A t smaller than the number of images that share the largest value has
-    no edge.
+    starts: where codes begin in `kept`, rising.
+    """
+    share = -(-len(kept) // _SHARES)
+    sizes = np.diff(starts, append=len(kept))
+    more = [
+        np.arange(first + share, first + size, share) for first, size in zip(starts, sizes, strict=True) if size > share
+    ]
+    if not more:
+        return starts
+    whole = np.searchsorted(kept, kept[np.concatenate(more)], side="left")
+    return np.unique(np.concatenate([starts, whole]))
+
+
+def _upper_edges(ordered: Floats, octave: float) -> Floats:
+    """Return the t-th largest values, for t from half of the images down to 1, with `octave` values of t per halving.
+
+    Where the next smaller value is the same, also the next larger value.
     """
     n = len(ordered)
+    count = _tail_counts(n, octave)
+    cut = ordered[n - count]
+    # A value that many images share is tied across the cut. It gets a code of its own: an edge at it, and one above.
+    above = np.searchsorted(ordered, cut[cut == ordered[n - count - 1]], side="right")
+    return np.concatenate([cut, ordered[above[above < n]]])
+
+
+def _tail_counts(n: int, octave: float) -> NDArray[np.int64]:
+    """Return the numbers of images that edges of the upper half are for, rising from 1."""
     powers = np.arange(octave, np.log2(n) * octave + 1)
-    count = np.unique(np.maximum((n * 2.0 ** (-powers / octave) + 1e-9).astype(np.int64), 1))
-    tied = ordered[n - count] == ordered[n - count - 1]  # a tie across the cut: take the next larger value
-    position = np.where(tied, np.searchsorted(ordered, ordered[n - count], side="right"), n - count)
-    return ordered[position[position < n]]
+    return np.unique(np.maximum((n * 2.0 ** (-powers / octave) + 1e-9).astype(np.int64), 1))
 
 
 def _lower_edges(kept: Floats) -> Floats:
@@ -177,8 +222,15 @@ def _lower_edges(kept: Floats) -> Floats:
 
 
 def _value_edges(ordered: Floats, kept: Floats, resolution: Resolution, most: int) -> Floats:
-    """Return equal steps of the value from the lower end upwards, at most `most` of them."""
+    """Return equal steps of the value, at most `most`, from the lower end to where each image has an edge of its own.
+
+    If `most` are not enough, the steps are wider than the resolution says.
+    """
+    counts = _tail_counts(len(ordered), resolution.octave)
+    alone = int((counts == np.arange(1, len(counts) + 1)).sum())
+    low, high = float(kept[int(_BULK_FROM * len(kept))]), float(kept[max(len(kept) - 1 - alone, 0)])
     step = resolution.step_of(len(ordered)) * float(ordered.std(dtype=np.float64))
-    low, high = float(kept[int(_BULK_FROM * len(kept))]), float(kept[-1])
-    count = min(most, int((high - low) / step) if step > 0 else 0)
-    return (low + step * np.arange(1, count + 1)).astype(np.float32)
+    if most < 1 or not (step > 0 and high > low):
+        return kept[:0]
+    step = max(step, (high - low) / most)
+    return (low + step * np.arange(1, round((high - low) / step) + 1)[:most]).astype(np.float32)

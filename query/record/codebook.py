@@ -63,6 +63,10 @@ class Codebook:
         """The z of the decoded value of each code, float32 [C, 256]; 0 for a unit that never varies."""
         return codes.standardized(self.counts, self.means)
 
+    def images_reaching(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Estimate how many images have at least a value, for one value per unit: float32 [C] -> int64 [C]."""
+        return codes.images_reaching(values, self.edges, self.counts, self.means)
+
     def codes_of(self, values: NDArray[np.float32]) -> Codes:
         """Encode one value per unit: float32 [C] -> uint8 [C]."""
         encoded: Codes = codes.encode(values[None], self.edges)[0]

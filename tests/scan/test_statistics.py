@@ -42,21 +42,30 @@ def _boundaries(column: np.ndarray, signed: bool, resolution: codes.Resolution) 
     """Return where codes begin, by the definition, value by value; for a unit with more than 255 distinct values."""
     n, kept = len(column), sorted(v for v in column.tolist() if signed or v > 0)
     falling = sorted(column.tolist(), reverse=True)
-    found = set()
+    found, counts = set(), set()
     for k in range(1, 1000):
         count = max(math.floor(n * 2 ** (-k / resolution.octave) + 1e-9), 1)
         if k >= resolution.octave:
-            reached = [v for v in kept if falling.index(v) + falling.count(v) <= count]
-            found |= {min(reached)} if reached else set()
+            counts.add(count)
+            cut = falling[count - 1]
+            larger = [v for v in kept if v > cut]
+            found |= {cut} if cut in kept else {kept[0]}
+            found |= {min(larger)} if falling[count] == cut and larger else set()
         if count == 1:
             break
     found |= {kept[2**i] for i in range(20) if 2**i <= max(len(kept) / 16, 1)}
-    step = resolution.step_of(n) * column.std(dtype=np.float64)
-    low = kept[int(len(kept) / 1024)]
-    most = 255 - len(found | {kept[0]})
-    for i in range(1, most + 1):
+    most = 255 - 32 - len(found | {kept[0]})
+    alone = next(k for k in range(1, n) if k not in counts) - 1
+    low, high = kept[int(len(kept) / 1024)], kept[len(kept) - 1 - alone]
+    step = max(resolution.step_of(n) * column.std(dtype=np.float64), (high - low) / most)
+    for i in range(1, min(round((high - low) / step), most) + 1):
         edge = np.float32(low + step * i)
         found |= {min(v for v in kept if v >= edge)} if edge <= kept[-1] else set()
+    share = math.ceil(len(kept) / 32)
+    for first in sorted(found | {kept[0]}):  # codes of many images are divided
+        start = kept.index(first)
+        end = min((kept.index(v) for v in found if v > first), default=len(kept))
+        found |= {kept[i] for i in range(start + share, end, share)}
     return sorted(found | {kept[0]})
 
 
@@ -100,7 +109,8 @@ def test_codes_rise_with_values_and_count_exactly(values: np.ndarray, signed: bo
         assert (np.diff(coded[order, c].astype(int)) >= 0).all()
         for code in np.unique(coded[:, c]):
             assert reaching[c, code] == (column >= edge[c, code]).sum() == (coded[:, c] >= code).sum()
-            np.testing.assert_allclose(means[c, code], column[coded[:, c] == code].mean(dtype=np.float64), rtol=1e-6)
+            exact = np.float32(column[coded[:, c] == code].mean(dtype=np.float64))
+            np.testing.assert_allclose(means[c, code], exact, rtol=1e-6, atol=1e-44)  # float32 has no smaller numbers
 
 
 def test_a_zero_shares_its_code_with_nothing() -> None:
@@ -112,13 +122,66 @@ def test_a_zero_shares_its_code_with_nothing() -> None:
     assert len(np.unique(coded)) > 100
 
 
+def _exactly_reaching(values: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return (values[None] >= new[:, None]).sum(axis=1)
+
+
 def test_a_new_picture_counts_itself() -> None:
     values = np.arange(1, 101, dtype=np.float32)[:, None]
     edge = codes.edges(values, signed=False)
-    counts, _ = codes.counts_and_means(values, codes.encode(values, edge))
-    top, nothing = (codes.tail_probability(np.array([v], np.float32), edge, counts)[0] for v in (1000.0, 0.0))
-    assert top == 2 / 101  # the image at the highest edge, and itself
-    assert nothing == 1
+    counts, means = codes.counts_and_means(values, codes.encode(values, edge))
+    new = np.array([1000.0, 100.0, 99.5, 1.0, 0.5, 0.0], np.float32)
+    found = [codes.tail_probability(v[None], edge, counts, means)[0] for v in new]
+    assert found == [1 / 101, 2 / 101, 2 / 101, 101 / 101, 101 / 101, 101 / 101]
+
+
+def test_a_weak_value_of_a_unit_that_few_images_fire_is_rare() -> None:
+    values = np.zeros((500, 1), np.float32)
+    values[:5, 0] = [3, 4, 5, 6, 7]
+    edge = codes.edges(values, signed=False)
+    counts, means = codes.counts_and_means(values, codes.encode(values, edge))
+    found = [codes.images_reaching(np.array([v], np.float32), edge, counts, means)[0] for v in (0, 0.1, 3, 3.5, 7, 8)]
+    assert found == [500, 5, 5, 4, 1, 0]
+
+
+COLUMNS = {
+    "normal": lambda r, n: r.standard_normal(n),
+    "rectified": lambda r, n: np.maximum(r.standard_normal(n), 0),
+    "exponential": lambda r, n: r.exponential(1, n),
+    "long tail": lambda r, n: np.sinh(2 * r.standard_normal(n)),
+    "saturating": lambda r, n: np.clip(r.standard_normal(n) * 2 + 3, 0, 6),
+    "two humps": lambda r, n: r.standard_normal(n) + 6 * (r.random(n) < 0.3),
+}
+
+
+@pytest.mark.parametrize("n", [200, 300, 500, 1000, 5000, 70_000])
+@pytest.mark.parametrize("shape", COLUMNS)
+def test_the_stated_bounds_hold_for_any_number_of_images(shape: str, n: int) -> None:
+    """Against the values themselves: the width of a code, correlations, and counts for values of new pictures."""
+    random = np.random.default_rng(n)
+    column = COLUMNS[shape](random, n).astype(np.float32)
+    other = (column + random.standard_normal(n)).astype(np.float32)
+    signed = bool(column.min() < 0)
+    values = np.stack([column, other], 1)
+    edge = np.concatenate([codes.edges(values[:, :1], signed), codes.edges(values[:, 1:], True)])
+    coded = codes.encode(values, edge)
+    counts, means = codes.counts_and_means(values, coded)
+    decoded = means[np.arange(2), coded]
+    spread = values.std(axis=0, dtype=np.float64)
+    # A code is no wider than the step that 255 codes allow for the range of the values that share codes.
+    inner = np.sort(column)[: n - 9]
+    widest = max(codes.MAX.step, float(inner[-1] - inner[0]) / spread[0] / 120)
+    bulk = np.sort(column[column > 0] if not signed else column)[int(n / 1024) :][0]  # below are codes by rank alone
+    within = [np.ptp(column[coded[:, 0] == code]) for code in np.unique(coded[column >= bulk, 0])[1:]]
+    assert max(within) / spread[0] <= widest
+    wanted, found = (np.corrcoef(x.T.astype(np.float64))[0, 1] for x in (values, decoded))
+    assert abs(wanted - found) <= 1e-3
+    new = COLUMNS[shape](random, 400).astype(np.float32)
+    exact = _exactly_reaching(column, new)
+    estimated = np.array([codes.images_reaching(v[None], edge[:1], counts[:1], means[:1])[0] for v in new])
+    code = codes.encode(new[:, None], edge[:1])[:, 0]
+    assert (np.abs(estimated - exact) <= np.maximum(counts[0, code] - 2, 0)).all()
+    assert np.abs(estimated - exact).max() / n <= 0.01
 
 
 @pytest.mark.parametrize("shape", [(3, 70_001), (33, 1000), (7, 11), (1, 1)])
