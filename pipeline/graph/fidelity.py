@@ -304,9 +304,10 @@ def _parting(untouched: Sequence[_Event], other: Sequence[_Event]) -> str | None
     gives another result for the same values, the runs part in the module around it.
     """
     inside: list[str] = [""]
-    events = iter(untouched)
+    place = 0
     for theirs in other:
-        ours = next(events, None)
+        ours = untouched[place] if place < len(untouched) else None
+        place += 1
         same_place = ours is not None and (ours.path, ours.begins) == (theirs.path, theirs.begins)
         if ours is None or not same_place or ours.marks != theirs.marks:
             return inside[-2] if theirs.whole and not theirs.begins else inside[-1]
@@ -315,19 +316,19 @@ def _parting(untouched: Sequence[_Event], other: Sequence[_Event]) -> str | None
             continue
         inside.append(theirs.path)
         if theirs.whole:
-            events = _after_calls_inside(events)
-    return None if next(events, None) is None else inside[-1]
+            place = _end_of_call(untouched, place)
+    return None if place == len(untouched) else inside[-1]
 
 
-def _after_calls_inside(events: Iterator[_Event]) -> Iterator[_Event]:
-    """Skip the events until the end of the call that has just begun, which comes first in what is returned."""
+def _end_of_call(events: Sequence[_Event], place: int) -> int:
+    """Return the place of the event that ends the call which has begun just before `place`."""
     depth = 1
-    for event in events:
-        depth += 1 if event.begins else -1
+    while place < len(events):
+        depth += 1 if events[place].begins else -1
         if not depth:
-            yield event
             break
-    yield from events
+        place += 1
+    return place
 
 
 # --- what the arranged network does ---------------------------------------------------------------------------------
