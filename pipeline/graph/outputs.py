@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pipeline.graph.analysis.shapes import BATCH, Shapes
 from pipeline.graph.nested import parts
+from pipeline.graph.ops import IDENTITIES, RESHAPES, op_of
 from pipeline.graph.trace import file_name
 
 LOGITS = "logits"
+# Names of a network's last module. Where it is Identity, somebody removed the classifier, or there never was one.
+_CLASSIFIERS = frozenset({"head", "heads", "fc", "classifier", "last_linear", "logits"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ def choose(module: fx.GraphModule, paths: dict[str, str], shapes: Shapes) -> tup
         with module.graph.inserting_before(result):
             node = module.graph.call_function(getattr if by_attribute else operator.getitem, (node, key))
         paths[node.name] = _free(file_name(f"{paths[chosen.node.name]}.{key}"), paths)
+    while (source := _passed_on(node, module)) is not None:
+        if _is_removed_classifier(node, module):
+            return None, f"{paths[node.name]} is no classifier (Identity), so the network returns features"
+        if shapes.of.get(source) != shapes.of.get(node):
+            break
+        node = source  # the layer keeps the classifier's name through `flatten`
     if chosen.steps:
         shapes.of[node] = chosen.shape
         shapes.real.add(node)
@@ -56,6 +65,17 @@ def choose(module: fx.GraphModule, paths: dict[str, str], shapes: Shapes) -> tup
         result.args = (node,)
         module.recompile()
     return node, ""
+
+
+def _passed_on(node: fx.Node, module: fx.GraphModule) -> fx.Node | None:
+    """Return the only input of a node that passes values on as they are (flatten, dropout), or None for others."""
+    passes = op_of(node, module).kind in IDENTITIES | RESHAPES
+    return node.all_input_nodes[0] if passes and len(node.all_input_nodes) == 1 else None
+
+
+def _is_removed_classifier(node: fx.Node, module: fx.GraphModule) -> bool:
+    named = str(node.target).rpartition(".")[2] in _CLASSIFIERS
+    return named and isinstance(op_of(node, module).module, nn.Identity)
 
 
 def _outputs(

@@ -97,3 +97,14 @@ def test_there_is_a_reason_if_there_are_none(result: Callable[[Any, Tensor, Tens
     found = _graph(result)
     assert found.logits is None
     assert re.search(reason, found.no_logits), found.no_logits
+
+
+def test_the_logits_are_the_classifier_not_what_passes_them_on() -> None:
+    found = _graph(lambda net, y, z: net.drop(net.fc(z).flatten(1)), drop=nn.Dropout())
+    assert found.layers("fc")[0].node == found.logits
+
+
+def test_a_network_without_its_classifier_returns_features() -> None:
+    found = _graph(lambda net, y, z: net.head(z), head=nn.Identity())
+    assert found.logits is None
+    assert found.no_logits == "head is no classifier (Identity), so the network returns features"
