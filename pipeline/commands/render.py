@@ -31,8 +31,8 @@ def _size(_: click.Context, __: click.Parameter, value: str) -> int | tuple[int,
 def _thresholds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
     if value is None:
         return ()
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
-        raise click.BadParameter(f"{value!r}: expected steps from 1, such as 32,128,512")
+    if not re.fullmatch(r"(0|[1-9]\d*)(,(0|[1-9]\d*))*", value):
+        raise click.BadParameter(f"{value!r}: expected steps, such as 32,128,512; 0 is the start")
     return tuple(sorted({int(step) for step in value.split(",")}))
 
 

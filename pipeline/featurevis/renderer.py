@@ -73,6 +73,8 @@ class Renderer:
         """
         measured, snapshots = measured or objective, list[Pixels]()
         ascent = self.begin(objective, starts, group, references)
+        if 0 in self.settings.thresholds:
+            snapshots.append(ascent.pixels())
         for step in range(self.settings.steps):
             values = ascent.step(measured if on_step is not None else None)
             if on_step is not None:

@@ -27,7 +27,7 @@ class Settings:
     """How pictures are rendered.
 
     `size`: the side of the canvas in pixels, or (height, width).
-    `thresholds`: steps after which the pictures are also kept, as snapshots.
+    `thresholds`: steps after which the pictures are also kept, as snapshots; 0 is the start.
     `learning_rate`, `optimizer`: 0 and "" mean those of the parameterization.
     `input`: whether the network sees the transformed canvas at its own size ("canvas", as in Lucid) or resized to the
     model's input size ("model", as in lucent).
@@ -68,8 +68,8 @@ class Settings:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be at least {low}")
         if min(self.canvas) < 1:
             raise UsageError(f"size = {self.size}: must be at least 1")
-        if any(not 1 <= threshold <= self.steps for threshold in self.thresholds):
-            raise UsageError(f"thresholds = {self.thresholds}: each must be from 1 to steps = {self.steps}")
+        if any(not 0 <= threshold <= self.steps for threshold in self.thresholds):
+            raise UsageError(f"thresholds = {self.thresholds}: each must be from 0 to steps = {self.steps}")
 
     @property
     def canvas(self) -> Size:

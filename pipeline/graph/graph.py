@@ -1,5 +1,6 @@
 """A network as a graph of named layers."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from pipeline.graph.analysis import axes, bounds, cost, receptive, shapes
 from pipeline.graph.fidelity import Findings, faithful_trace, warn
 from pipeline.graph.layer import Layer, Layout
 from pipeline.graph.trace import trace
-from store.errors import UsageError, did_you_mean
+from store.errors import Notice, UsageError, did_you_mean
 from store.layer_globs import matching
 
 _LISTED = 24  # most layer names that an error lists
@@ -23,7 +24,8 @@ class Graph:
     """A traced network. `module` computes the same bits as the original network.
 
     `logits` is the name of the node that is [N, classes] in what the network returns (`outputs.choose`), or None. Then
-    `no_logits` says why. If there are logits, they are all that `module` returns.
+    `no_logits` says why. If there are logits, they are all that `module` returns. `results`: the name of the node that
+    is the result of a module's last call, by the module's path.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class Graph:
         paths: Mapping[str, str],
         input_shape: tuple[int, ...],
         findings: Findings | None = None,
+        results: Mapping[str, str] | None = None,
     ):
         self.module = module
         self.input_shape = input_shape
         self.findings = findings or Findings()
+        self._results = results or {}
         found = shapes.propagate(module, input_shape)
         self._paths = dict(paths)
         logits, self.no_logits = outputs.choose(module, self._paths, found)
@@ -54,8 +58,8 @@ class Graph:
     def layers(self, choose: str | Sequence[str] = "blocks") -> tuple[Layer, ...]:
         """Return layers in execution order, with indices from 0.
 
-        choose: "blocks" (the default layers), "all", a name, a glob, or a list of names and globs. Raises UsageError if
-        a name or glob matches no layer.
+        choose: "blocks" (the default layers), "all", a name, a glob, or a list of names and globs. The path of a module
+        stands for the layer that is its result, with a notice. Raises UsageError if a name or glob matches no layer.
         """
         if choose == "all":
             picked = list(self._all)
@@ -144,7 +148,18 @@ class Graph:
 
     def _matching(self, patterns: Sequence[str]) -> set[str]:
         names = [layer.name for layer in self._all]
-        return set(matching(names, patterns, lambda glob: UsageError(_no_match(glob, names))))
+        found = [self._result_of(pattern, names) or pattern for pattern in patterns]
+        return set(matching(names, found, lambda glob: UsageError(_no_match(glob, names))))
+
+    def _result_of(self, pattern: str, names: Sequence[str]) -> str | None:
+        """Return the layer that is a module's result, and say so, if a pattern is a module's path and no layer."""
+        if pattern in names or pattern not in self._results:
+            return None
+        name = self._paths.get(self._results[pattern])
+        if name not in names:
+            return None
+        warnings.warn(f"{pattern} is a module; its result is the layer {name}", Notice, stacklevel=4)
+        return name
 
 
 def build(network: nn.Module, family: str, input_shape: tuple[int, ...], known: Findings | None = None) -> Graph:
@@ -159,7 +174,7 @@ def build(network: nn.Module, family: str, input_shape: tuple[int, ...], known: 
     else:
         traced, findings = trace(network, family, known.whole, known.in_place)[0], known
     warn(network, findings)
-    return Graph(traced.module, traced.paths, input_shape, findings)
+    return Graph(traced.module, traced.paths, input_shape, findings, traced.results)
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:

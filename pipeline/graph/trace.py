@@ -44,6 +44,12 @@ class Trace:
     paths: dict[str, str]
     calls: tuple[Call, ...]
 
+    @property
+    def results(self) -> dict[str, str]:
+        """The name of the node that is the result of a module's last call, by the module's path; of tensors alone."""
+        ends = (call for call in self.calls if not call.begins and len(call.values) == 1 and call.path)
+        return {call.path: call.values[0].name for call in ends if isinstance(call.values[0], fx.Node)}
+
 
 class _Proxy(fx.Proxy):
     """A proxy whose `x += y` is recorded as it is, an operation in place; without that, fx records `x + y`."""

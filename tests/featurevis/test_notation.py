@@ -119,6 +119,7 @@ UNIT = "blocks.1.1.add:3"
     ("arguments", "shape"),
     [
         ([UNIT, "--negative", "--size", "32x40", "--thresholds", "1,3"], (64, 40, 3)),
+        ([UNIT, "--size", "32x40", "--thresholds", "0,3"], (64, 40, 3)),
         ([f"{UNIT} - diversity(blocks.1.1.add)", "--repeats", "3", "--color", "grayscale"], (32, 96, 3)),
         ([f"{UNIT} - 0.001 * L1()", "--alpha", "--parameterization", "pixel"], (32, 32, 4)),
         (["deepdream(blocks.1.1.add)", "--transforms", "crop", "--optimizer", "sgd", "--seed", "3"], (32, 32, 3)),
@@ -144,7 +145,7 @@ def test_the_command_saves_what_it_is_asked_for(
     ("arguments", "said"),
     [
         ([UNIT, "--size", "4"], "expected pixels from 8"),
-        ([UNIT, "--thresholds", "0,4"], "expected steps from 1"),
+        ([UNIT, "--thresholds", "4,,8"], "expected steps, such as"),
         ([UNIT, "--output", "unit.txt"], "expected a picture file"),
         ([UNIT, "--grid", "3"], "--grid needs --picture"),
         (["blocks.1.1.add", "--picture", "no.png"], "no.png: cannot be read as a picture"),

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.graph import Graph, build
-from store.errors import UsageError
+from store.errors import Notice, UsageError
 
 # Layers and units of "blocks", counted by hand and by a separate program.
 COUNTS = {
@@ -95,7 +95,6 @@ def test_globs_keep_execution_order_and_number_anew() -> None:
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("layer1.0", ["layer1.0 is a module", "layer1.0.conv1", "layer1.0.relu_2"]),
         ("layer1.0.rellu_1", ["layer1.0.relu_1"]),
         ("nothing*", ["'nothing*'"]),
     ],
@@ -105,6 +104,19 @@ def test_what_matches_nothing_is_an_error_that_helps(pattern: str, said: list[st
         graph("resnet50").layers([pattern, "fc"])
     assert all(words in str(error.value) for words in said)
     assert "\n" not in str(error.value)
+
+
+def test_a_list_of_modules_has_no_result_and_the_error_lists_its_layers() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[1](self.parts[0](x))
+
+    with pytest.raises(UsageError, match=r"parts is a module, not a layer; the layers in it: parts\.0, parts\.1$"):
+        build(Parts().eval(), "python", (1, 3, 8, 8)).layers("parts")
 
 
 def test_edges_are_paths_without_a_layer_between() -> None:
@@ -172,6 +184,18 @@ class _Net(nn.Module):
         if scale is not None:
             x = x * scale
         return self.relu(self.last(x))
+
+
+@pytest.mark.parametrize(("path", "layer"), [("inception4a", "inception4a.cat"), ("inception4a.branch1.bn", "")])
+def test_a_modules_path_is_the_layer_that_is_its_result(path: str, layer: str) -> None:
+    """As in Lucid, `mixed4a:0` is a channel of the module's output. A path that is a layer stands for itself."""
+    if layer:
+        with pytest.warns(Notice, match=rf"^{path} is a module; its result is the layer {layer}$"):
+            (found,) = graph("googlenet").layers(path)
+        assert found.name == layer
+    else:
+        (found,) = graph("googlenet").layers(path)
+        assert found.name == path
 
 
 def test_untraceable_submodules_become_nodes_and_are_named() -> None:
