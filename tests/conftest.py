@@ -23,16 +23,29 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A worker of pytest opens a hundred networks, one after the other: what they took returns to the system.
 os.environ["UNITSCOPE_KEEP_MEMORY"] = "0"
+os.environ.setdefault(
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
+)  # kernels that oneDNN keeps, of a thousand networks' shapes
 
 
 # Tests that wait for other processes most of the time. Each begins when the one before has ended, more or less, so that
 # pytest's other worker has the cores meanwhile (`--dist loadfile --no-loadscope-reorder` keeps this order).
 WAITING = ("test_slurm.py", "test_ray.py", "test_processes.py")
+# Tests that take much memory. They come first, while a worker has not kept anything yet.
+LARGE = (
+    "test_exact.py",
+    "test_properties.py",
+    "test_layers.py",
+    "test_surgery.py",
+    "test_rejected.py",
+    "test_stage.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files = list(dict.fromkeys(item.path for item in items))
-    busy = [path for path in files if path.name not in WAITING]
+    busy = [path for name in LARGE for path in files if path.name == name]
+    busy += [path for path in files if path.name not in (*WAITING, *LARGE)]
     order = {path: float(number) for number, path in enumerate(busy)}
     waiting = [path for name in WAITING for path in files if path.name == name]
     order |= {path: number * len(busy) / (len(WAITING) + 1) - 0.5 for number, path in enumerate(waiting)}
