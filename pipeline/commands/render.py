@@ -161,16 +161,14 @@ def render(
 
 
 def _of_picture(model: Model, layer: str, path: Path, picture: str, grid: int | None, settings: dict[str, Any]) -> None:
-    from PIL import Image, UnidentifiedImageError
-
     from pipeline import featurevis
+    from pipeline.data.decode import BadImageError, open_image
 
     try:
-        opened = Image.open(picture)
-        opened.load()
-    except (OSError, UnidentifiedImageError) as error:
+        opened = open_image(Path(picture))
+    except BadImageError as error:
         raise UsageError(
-            f"--picture {picture}: cannot be read as a picture: expected a picture file that exists"
+            f"--picture {picture}: cannot be read as a picture ({error}): expected a picture file that exists"
         ) from error
     if grid:
         cells = {key: value for key, value in settings.items() if key != "size"}

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.data import regular_file
 from pipeline.data.decode import SUFFIXES
 from pipeline.data.imagenet import imagenet_labels, imagenet_synsets
 from pipeline.data.source import ClassName, Entry, Source, class_names, in_order_of_class, require_utf8
@@ -36,7 +37,7 @@ class FolderSource(Source):
         return in_order_of_class(Entry(p.as_posix(), classes[p.parts[0]] if len(p.parts) > 1 else None) for p in files)
 
     def read(self, entry: Entry) -> bytes:
-        return (Path(self.root) / entry.path).read_bytes()
+        return regular_file.read(Path(self.root) / entry.path)
 
 
 class DemoSource(Source):
@@ -52,7 +53,7 @@ class DemoSource(Source):
         return in_order_of_class(_demo_entries())
 
     def read(self, entry: Entry) -> bytes:
-        return self.file(entry).read_bytes()
+        return regular_file.read(self.file(entry))
 
     def file(self, entry: Entry) -> Path:
         package, _, inside = entry.path.partition("/")

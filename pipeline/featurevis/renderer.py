@@ -39,13 +39,19 @@ class Renderer:
         self.input = "canvas" if fits else "model"
 
     def render(
-        self, pictures: Sequence[Picture], kind: str = "channel", group: int = 1, on_step: OnStep | None = None
+        self,
+        pictures: Sequence[Picture],
+        kind: str = "channel",
+        group: int = 1,
+        on_step: OnStep | None = None,
+        batch: int = 0,
     ) -> Rendering:
-        """Render one batch: 1 to `settings.batch` pictures, in whole groups. Raises UsageError for other numbers.
+        """Render one batch: 1 to `batch` pictures, in whole groups. Raises UsageError for other numbers.
 
-        The batch is padded with copies of the last group, which are not returned.
+        `batch` is `settings.batch` if it is not given. It is padded with copies of the last group, which are not
+        returned.
         """
-        n, size = len(pictures), self.settings.batch
+        n, size = len(pictures), batch or self.settings.batch
         if not 0 < n <= size or n % group or size % group:
             raise UsageError(f"{n} pictures in a batch of {size}" + (f", in groups of {group}" if group > 1 else ""))
         filled = [*pictures, *list(pictures[-group:]) * ((size - n) // group)]

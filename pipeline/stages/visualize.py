@@ -45,6 +45,11 @@ class Group:
             return min(wanted, len(self.pictures))
         return max(wanted // self.together, 1) * self.together
 
+    def padded(self, pictures: int, batch: int) -> int:
+        """Return the size of a batch for so many pictures: whole groups, a power of two of them, at most `batch`."""
+        groups = -(-pictures // self.together)
+        return min(1 << (groups - 1).bit_length(), batch // self.together) * self.together
+
 
 def _groups(job: Job) -> list[Group]:
     """Return the groups to render, without dead units. The table `units` must be committed."""
@@ -138,7 +143,7 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     for first in range(shard.first, shard.last, size):
         pictures = group.pictures[first : min(first + size, shard.last)]
         with phase("forward"):
-            done = renderer.render(pictures, group.kind, group.together)
+            done = renderer.render(pictures, group.kind, group.together, batch=group.padded(len(pictures), size))
         images.append(done.images)
         with phase("reduce"):
             trusts = metrics.judge(done.images, pictures, group.kind)

@@ -148,7 +148,10 @@ def test_the_command_saves_what_it_is_asked_for(
         ([UNIT, "--thresholds", "4,,8"], "expected steps, such as"),
         ([UNIT, "--output", "unit.txt"], "expected a picture file"),
         ([UNIT, "--grid", "3"], "--grid needs --picture"),
-        (["blocks.1.1.add", "--picture", "no.png"], "no.png: cannot be read as a picture"),
+        (
+            ["blocks.1.1.add", "--picture", "no.png"],
+            "no.png: cannot be read as a picture (cannot be read: No such",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], said: str) -> None:

@@ -17,6 +17,7 @@ from pipeline.commands.plan import make_plan
 from pipeline.config import Config, parse_config, to_toml
 from pipeline.data.decode import open_image
 from pipeline.featurevis import Renderer, Settings, kinds, memory, render_units
+from pipeline.graph import Layer
 from pipeline.job import Job
 from pipeline.models import Model
 from pipeline.stages import visualize
@@ -132,7 +133,7 @@ def test_a_layers_flag_is_against_the_median_of_images(job: Job, table: pd.DataF
 def test_the_stages_pictures_are_the_notebooks(job: Job, table: pd.DataFrame) -> None:
     (layer,) = (layer for layer in job.spec.layers if layer.name == "classifier")
     channels = sorted(set(table[table["layer"] == layer.name]["channel"]) - {kinds.WHOLE_LAYER})
-    for kind, batch in (("channel", 3), ("diversity", 4)):
+    for kind, batch in (("channel", 2), ("diversity", 4)):  # of two pictures, and of one group of four
         settings = visualize.settings(job, batch=batch)
         done = render_units(job.spec.model, layer, channels, ["positive"], settings, kind)
         rows = table[(table["layer"] == layer.name) & (table["kind"] == kind) & (table["direction"] == "positive")]
@@ -158,15 +159,28 @@ def test_diverse_pictures_differ_more_than_repeats(job: Job) -> None:
     assert grams[1] < grams[0] - 0.02
 
 
-def test_how_pictures_are_split_is_not_seen_in_them(job: Job, table: pd.DataFrame, tmp_path: Path) -> None:
-    """One shard per picture (which is a setting, so it makes another run) gives the same pictures and numbers."""
-    other = Job(_config(shard_size=1, layers=["blocks.2.1.bn1"]), tmp_path / "store", progress=False)
+def test_a_batch_is_no_larger_than_its_pictures_need() -> None:
+    """A batch costs by its size, whether pictures fill it or copies do."""
+    one, four = (visualize.Group(Layer, "channel", "positive", (), together) for together in (1, 4))  # type: ignore[arg-type]
+    assert [one.padded(n, 16) for n in (1, 2, 3, 5, 8, 9, 16)] == [1, 2, 4, 8, 8, 16, 16]
+    assert [one.padded(n, 12) for n in (8, 9, 12)] == [8, 12, 12]
+    assert [four.padded(n, 16) for n in (4, 8, 12, 16)] == [4, 8, 16, 16]
+    assert four.padded(4, 4) == 4
+
+
+def test_a_pictures_bits_follow_from_the_config_and_the_size_of_its_batch(
+    job: Job, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """One shard per picture (a setting, so it makes another run): the pictures are a notebook's, one at a time."""
+    other = Job(_config(shard_size=1, layers=["classifier"], kinds=["channel"]), tmp_path / "store", progress=False)
     driver.run(other)
     found = pd.read_parquet(other.store.root / layout.table(other.store.run, "visualizations"))
-    same = table[table["layer"] == "blocks.2.1.bn1"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, same, check_categorical=False)
-    for _, row in same.iterrows():
-        assert np.array_equal(_images(other, row), _images(job, row))
+    (layer,) = other.spec.visualized
+    assert len(found) > 2
+    for _, row in found.iterrows():
+        settings = visualize.settings(other, batch=1)
+        done = render_units(other.spec.model, layer, [row["channel"]], [row["direction"]], settings)
+        assert np.array_equal(_images(other, row), done.images[0])
 
 
 def test_memory_of_a_batch_is_what_autograd_keeps(small_model: Model) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.data import regular_file
+from pipeline.data.decode import FORMATS
 from pipeline.featurevis.objectives import batches, directions, penalties, units
 from pipeline.featurevis.objectives.objective import Objective
 from store.errors import UsageError, did_you_mean
@@ -45,7 +48,7 @@ def _vector(file: str) -> Any:
 
 def _picture(file: str) -> Any:
     try:
-        return np.atleast_3d(np.asarray(Image.open(file))) / 255
+        return np.atleast_3d(np.asarray(Image.open(io.BytesIO(regular_file.read(file)), formats=FORMATS))) / 255
     except OSError as error:
         raise UsageError(f"{file} cannot be read as a picture: expected a picture file that exists") from error
 
