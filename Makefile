@@ -15,9 +15,9 @@ demo: $(STAMP)
 	@echo
 	@echo "Look at stores/demo-unit.png, then: $(BIN)/unitscope sql stores/demo 'SELECT * FROM layers'"
 
-# Three workers on two cores: the tests of engines wait for other processes most of the time.
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
 # Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.

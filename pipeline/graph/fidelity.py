@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.compat.modules import calls_through, patching
+from pipeline.compat.tensors import writes
 from pipeline.graph.batchnorm_folding import fold_norms
 from pipeline.graph.cpu.fusion import fused
 from pipeline.graph.nested import leaves
@@ -130,29 +133,29 @@ def warn(network: nn.Module, findings: Findings) -> None:
 def _untouched_runs(network: nn.Module, family: str, input_shape: Sequence[int]) -> list[_Run]:
     """Run the untouched network on two pictures of another size, where it takes that, and on one of its own size.
 
-    All calls are compared on the former, and the results on the latter. The first picture runs again at the end: what a
-    network draws at random, or keeps from other pictures, shows then.
+    All calls are compared on the former, and the results on the latter. If it takes no other size, both are of its own.
+    One of them runs a second time at the end: what a network draws at random, or keeps from other pictures, shows then.
     """
-    own = _pictures(network, 1, input_shape[1:])
+    runs: list[_Run] = []
+    for size in _other_sizes(input_shape[2], input_shape[3]):
+        pair = _pictures(network, 2, (input_shape[1], *size))
+        try:
+            runs.append(_Run(pair, _recorded(network, pair, 0), all_calls=True))
+            break
+        except Exception:  # a table of positions, windows or a linear layer fix the size
+            continue
+    own = _pictures(network, 1 if runs else 2, input_shape[1:])
     try:
-        runs = [_Run(own, _recorded(network, own, 0, all_calls=False), all_calls=False)]
+        runs.append(_Run(own, _recorded(network, own, 1, all_calls=not runs), all_calls=not runs))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         shape = tuple(input_shape[1:])
         raise UsageError(f"the network does not run on a picture of shape {shape}: {reason}") from error
-    for size in (*_other_sizes(input_shape[2], input_shape[3]), input_shape[2:]):
-        pair = _pictures(network, 2, (input_shape[1], *size))
-        try:
-            runs.insert(0, _Run(pair, _recorded(network, pair, 1), all_calls=True))
-            break
-        except Exception:  # a table of positions, windows or a linear layer fix the size
-            continue
-    else:  # nor does it take two pictures
-        runs = [_Run(own, _recorded(network, own, 1), all_calls=True)]
-    for run in runs:
-        if _parting(run.events, _recorded(network, run.x, 2, run.all_calls)) is not None:
-            parted = _parting(_recorded(network, run.x, 3), _recorded(network, run.x, 4))
-            raise UsageError(_not_repeating(network, family, run.x, parted or ""))
+    run = runs[0]
+    result = [event for event in run.events if not event.path]
+    if _parting(result, _recorded(network, run.x, 2, all_calls=False)) is not None:
+        parted = _parting(_recorded(network, run.x, 3), _recorded(network, run.x, 4))
+        raise UsageError(_not_repeating(network, family, run.x, parted or ""))
     return runs
 
 
@@ -212,14 +215,15 @@ def _recorded(network: nn.Module, x: Tensor, seed: int, all_calls: bool = True) 
     torch.manual_seed(seed)
     paths = {id(module): path for path, module in network.named_modules() if all_calls or not path}
     events: list[_Event] = []
+    marks = _Marks()
 
     def around(module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = paths.get(id(module))
         if path is not None:
-            events.append(_Event(path, True, _marks(leaves((args, kwargs)))))
+            events.append(_Event(path, True, marks.of(leaves((args, kwargs)))))
         result = call(module, *args, **kwargs)
         if path is not None:
-            events.append(_Event(path, False, _marks(leaves(result))))
+            events.append(_Event(path, False, marks.of(leaves(result))))
         return result
 
     with calls_through(around):
@@ -227,8 +231,20 @@ def _recorded(network: nn.Module, x: Tensor, seed: int, all_calls: bool = True) 
     return events
 
 
-def _marks(values: Iterator[Any]) -> tuple[Any, ...]:
-    return tuple(_mark(value) for value in values)
+class _Marks:
+    """The marks of values. Those of a tensor are kept while it lives unchanged: modules pass on what others gave."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
+
+    def of(self, values: Iterator[Any]) -> tuple[Any, ...]:
+        return tuple(self._of_tensor(value) if isinstance(value, Tensor) else _mark(value) for value in values)
+
+    def _of_tensor(self, x: Tensor) -> Any:
+        known = self.kept.get(id(x))
+        if known is None or known[0]() is not x or known[1] != writes(x):
+            known = self.kept[id(x)] = weakref.ref(x), writes(x), _mark(x)
+        return known[2]
 
 
 def _mark(value: Any) -> Any:
@@ -278,12 +294,13 @@ def _replayed(traced: Trace, x: Tensor, all_calls: bool = True) -> list[_Event]:
         moments.setdefault(call.after, []).append(call)
         needed |= {value: call.after for value in call.values if isinstance(value, fx.Node)}
     events: list[_Event] = []
+    marks = _Marks()
 
     def see(node: fx.Node, _: Any) -> None:
         for call in moments.get(node, ()):
             values = (replay.env[value] if isinstance(value, fx.Node) else value for value in call.values)
-            marks = _marks(leaf for value in values for leaf in leaves(value))
-            events.append(_Event(call.path, call.begins, marks, call.whole))
+            found = marks.of(leaf for value in values for leaf in leaves(value))
+            events.append(_Event(call.path, call.begins, found, call.whole))
 
     replay = _Replay(traced.module, see, needed)
     replay.run(x.clone())
@@ -291,9 +308,10 @@ def _replayed(traced: Trace, x: Tensor, all_calls: bool = True) -> list[_Event]:
 
 
 def _node_marks(module: fx.GraphModule, x: Tensor) -> dict[str, Any]:
-    marks: dict[str, Any] = {}
-    _Replay(module, lambda node, value: marks.__setitem__(node.name, _marks(leaves(value))), {}).run(x.clone())
-    return marks
+    found: dict[str, Any] = {}
+    marks = _Marks()
+    _Replay(module, lambda node, value: found.__setitem__(node.name, marks.of(leaves(value))), {}).run(x.clone())
+    return found
 
 
 def _parting(untouched: Sequence[_Event], other: Sequence[_Event]) -> str | None:
@@ -408,22 +426,28 @@ def _values(module: fx.GraphModule, x: Tensor, names: set[str]) -> dict[str, Ten
 
     def see(node: fx.Node, value: Any) -> None:
         if node.name in names and isinstance(value, Tensor):
-            kept[node.name] = value.double()
+            kept[node.name] = value.detach().clone()
 
     _Replay(module, see, {}).run(x.clone())
     return kept
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference of two tensors; infinite if their shapes differ, 0 where both are not finite."""
+    """Return the largest difference of two tensors; infinite if their shapes differ, 0 where `wanted` is not finite."""
     if found.shape != wanted.shape:
-        return float("inf")
-    return float((found - wanted)[wanted.isfinite()].abs().nan_to_num(float("inf")).amax()) if wanted.numel() else 0.0
+        return math.inf
+    return _largest(found - wanted, where=wanted)
 
 
-def _largest(x: Tensor) -> float:
-    finite = x[x.isfinite()]
-    return float(finite.abs().amax()) if finite.numel() else 0.0
+def _largest(x: Tensor, where: Tensor | None = None) -> float:
+    """Return the largest absolute value where a tensor, or another, is finite; 0 if that is nowhere."""
+    if not x.numel():
+        return 0.0
+    largest = float(x.abs().amax())
+    if math.isfinite(largest):
+        return largest
+    finite = x[(x if where is None else where).isfinite()]
+    return float(finite.abs().nan_to_num(math.inf).amax()) if finite.numel() else 0.0
 
 
 @contextmanager

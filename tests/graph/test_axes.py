@@ -7,9 +7,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from support.tracing import traced
 from torch import Tensor, fx, nn
 
-from pipeline.graph import Layer, build, with_taps
+from pipeline.graph import Layer, with_taps
 
 
 class _Shapes(fx.Interpreter):
@@ -81,7 +82,7 @@ def test_the_axis_that_neither_batch_nor_image_size_changes_is_the_channel(case:
     shapes = []
     graphs = []
     for batch, size in ((2, small), (3, large)):
-        found = build(make(size).eval().requires_grad_(False), family, (1, 3, size, size))
+        found = traced(make(size).eval().requires_grad_(False), family, (1, 3, size, size))
         recorder = _Shapes(found.module)
         with torch.no_grad():
             recorder.run(torch.randn(batch, 3, size, size))
@@ -131,7 +132,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_signs_and_bounds_hold_and_are_not_needlessly_weak(name: str) -> None:
     network = _randomised(NETWORKS[name]().requires_grad_(False))
-    found = build(network, name.split(":")[0], (1, 3, 64, 64))
+    found = traced(network, name.split(":")[0], (1, 3, 64, 64))
     lows: dict[str, float] = {}
     highs: dict[str, float] = {}
 

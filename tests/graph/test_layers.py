@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from support.tracing import traced
 from torch import Tensor, nn
 
 from pipeline.graph import Graph, build
@@ -48,7 +49,7 @@ def network(name: str) -> nn.Module:
 @lru_cache(1)
 def graph(name: str) -> Graph:
     size = 299 if name == "inception_v3" else 224
-    return build(network(name), "timm" if name.startswith("timm:") else "torchvision", (1, 3, size, size))
+    return traced(network(name), "timm" if name.startswith("timm:") else "torchvision", (1, 3, size, size))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -160,7 +161,7 @@ def test_prefix_tokens_are_a_layer_of_their_own() -> None:
 
 def test_distilled_and_register_tokens_are_counted() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False).eval()
-    layer = build(network, "timm", (1, 3, 224, 224)).layers(["blocks.1.mlp.act"])[0]
+    layer = traced(network, "timm", (1, 3, 224, 224)).layers(["blocks.1.mlp.act"])[0]
     assert (layer.layout.prefix, layer.height, layer.width) == (2, 14, 14)
 
 

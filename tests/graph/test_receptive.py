@@ -12,9 +12,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from support.tracing import traced
 from torch import Tensor, nn
 
-from pipeline.graph import Layer, build, truncated
+from pipeline.graph import Layer, truncated
 
 
 class _Odd(nn.Module):
@@ -77,10 +78,10 @@ def _claimed(layer: Layer, size: int, at: int) -> tuple[int, int]:
 
 
 def _compare(network: nn.Module, family: str, size: int, layers: Callable[[Layer], bool], exact: bool = True) -> int:
-    traced = build(network.eval(), family, (1, 3, size, size))
-    averaging = build(_averaging(network), family, (1, 3, size, size))
+    graph = traced(network.eval(), family, (1, 3, size, size))
+    averaging = traced(_averaging(network), family, (1, 3, size, size))
     compared = 0
-    for layer in traced.layers("all"):
+    for layer in graph.layers("all"):
         if layer.rf_global or not layers(layer):
             continue
         cut = truncated(averaging.module, layer)
@@ -130,7 +131,7 @@ def test_flat_kernels_are_covered() -> None:
 
 
 def test_gates_are_ignored_and_told() -> None:
-    layers = build(torchvision.models.mobilenet_v3_large().eval(), "torchvision", (1, 3, 224, 224)).layers()
+    layers = traced(torchvision.models.mobilenet_v3_large().eval(), "torchvision", (1, 3, 224, 224)).layers()
     first = next(i for i, layer in enumerate(layers) if layer.rf_gated)
     assert layers[first].name == "features.4.block.3.0" or layers[first].name.startswith("features.4")
     assert all(layer.rf_gated for layer in layers[first:])
@@ -138,6 +139,6 @@ def test_gates_are_ignored_and_told() -> None:
 
 
 def test_attention_sees_everything() -> None:
-    layers = build(torchvision.models.vit_b_16().eval(), "torchvision", (1, 3, 224, 224)).layers()
+    layers = traced(torchvision.models.vit_b_16().eval(), "torchvision", (1, 3, 224, 224)).layers()
     assert (layers[0].name, layers[0].rf_size, layers[0].rf_stride, layers[0].rf_offset) == ("conv_proj", 16, 16, 0)
     assert all(layer.rf_global and layer.rf_size is None for layer in layers[1:])

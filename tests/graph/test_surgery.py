@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from support.tracing import traced
 from torch import Tensor, nn
 
 from pipeline.graph import Graph, Layer, build, fold_norms, truncated, unclipped, with_taps
@@ -38,7 +39,7 @@ def network(name: str) -> nn.Module:
 
 @lru_cache(1)
 def graph(name: str) -> Graph:
-    return build(network(name), name.split(":")[0], (1, 3, 64, 64))
+    return traced(network(name), name.split(":")[0], (1, 3, 64, 64))
 
 
 def _tapped(module: nn.Module, layers: tuple[Layer, ...], x: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -58,7 +59,7 @@ def test_folded_network_is_as_near_to_float64_as_the_network_is(name: str) -> No
     folded = fold_norms(found.module, {layer.node for layer in layers})
     x = torch.randn(2, 3, 32, 32)  # small, because depthwise convolutions are slow in float64
     exact, _ = _tapped(
-        build(copy.deepcopy(network(name)).double(), name.split(":")[0], (1, 3, 64, 64)).module, layers, x.double()
+        traced(copy.deepcopy(network(name)).double(), name.split(":")[0], (1, 3, 64, 64)).module, layers, x.double()
     )
     plain, before = _tapped(found.module, layers, x)
     close, after = _tapped(folded, layers, x)
@@ -175,7 +176,7 @@ def test_taps_see_what_hooks_see_though_relu_writes_in_place() -> None:
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
 def test_taps_lay_tokens_on_the_grid(name: str) -> None:
     size = 224 if name == "vit_b_16" else 64
-    found = build(network(name), "torchvision", (1, 3, size, size))
+    found = traced(network(name), "torchvision", (1, 3, size, size))
     node = "encoder.layers.encoder_layer_1.mlp.1" if name == "vit_b_16" else "features.1.1.mlp.1"
     seen: list[Tensor] = []
     handle = network(name).get_submodule(node).register_forward_hook(lambda m, i, y: seen.append(y.clone()))
