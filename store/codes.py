@@ -9,7 +9,8 @@ from two grids. One has steps of the tail probability, a fixed number per octave
 other has equal steps of the value, each a share of the unit's standard deviation. The first grid alone leaves only a
 handful of codes below the upper quartile, which is where a saturating unit varies, and correlations computed from such
 codes were wrong by tenths. Codes that would still have many images are divided, which happens if a few large values
-make the standard deviation much larger than most differences.
+make the standard deviation much larger than most differences. With few images the steps would be more than the codes:
+they are wider then, and codes that stay empty halve the widest others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TAIL_MAX_P = 0.01  # every value whose tail_p is at most this is in `tail`, exac
 SAMPLE = 4096  # images in the sample on which a unit is first compared with all others
 _LOWEST = 2.0**-4  # the lowest share of the images, which has steps of its own: one per octave
 _SHARES = 32  # no code has more than this part of a unit's images, unless they have the same value
+_HALVINGS = 3  # rounds in which codes that are left halve the widest ones
 _BULK_FROM = 2.0**-10  # equal steps of the value begin above this share of the images
 
 Floats = NDArray[np.float32]
@@ -173,9 +175,10 @@ def _edges_of_unit(ordered: Floats, signed: bool, resolution: Resolution) -> Flo
         tails = np.maximum(
             np.concatenate([first, _upper_edges(ordered, resolution.octave), _lower_edges(kept)]), first
         )  # not the zeros
-        steps = _value_edges(ordered, kept, resolution, CODES - 1 - _SHARES - len(np.unique(tails)))
+        steps, enough = _value_edges(ordered, kept, resolution, CODES - 1 - _SHARES - len(np.unique(tails)))
         starts = np.unique(np.searchsorted(kept, np.concatenate([tails, steps]), side="left"))
         starts = _divided(kept, starts[starts < len(kept)])
+        starts = starts if enough else _halved(kept, starts)
     unit_edges = kept[starts]
     return unit_edges[1:] if signed else unit_edges  # a signed unit's least value has code 0
 
@@ -194,6 +197,16 @@ def _divided(kept: Floats, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         return starts
     whole = np.searchsorted(kept, kept[np.concatenate(more)], side="left")
     return np.unique(np.concatenate([starts, whole]))
+
+
+def _halved(kept: Floats, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Halve the codes that span the widest range of values, as long as codes are left, in _HALVINGS rounds."""
+    for _ in range(_HALVINGS):
+        low, high = kept[starts], kept[np.append(starts[1:], len(kept)) - 1]
+        widest = np.argsort(low - high, kind="stable")[: max(CODES - 1 - len(starts), 0)]
+        middle = (low + (high - low) / 2)[widest[(high > low)[widest]]]
+        starts = np.unique(np.concatenate([starts, np.searchsorted(kept, middle, side="right")]))
+    return starts
 
 
 def _upper_edges(ordered: Floats, octave: float) -> Floats:
@@ -221,16 +234,16 @@ def _lower_edges(kept: Floats) -> Floats:
     return kept[below[below < len(kept)]]
 
 
-def _value_edges(ordered: Floats, kept: Floats, resolution: Resolution, most: int) -> Floats:
+def _value_edges(ordered: Floats, kept: Floats, resolution: Resolution, most: int) -> tuple[Floats, bool]:
     """Return equal steps of the value, at most `most`, from the lower end to where each image has an edge of its own.
 
-    If `most` are not enough, the steps are wider than the resolution says.
+    Also returns whether `most` are enough. If not, the steps are wider than the resolution says.
     """
     counts = _tail_counts(len(ordered), resolution.octave)
     alone = int((counts == np.arange(1, len(counts) + 1)).sum())
     low, high = float(kept[int(_BULK_FROM * len(kept))]), float(kept[max(len(kept) - 1 - alone, 0)])
     step = resolution.step_of(len(ordered)) * float(ordered.std(dtype=np.float64))
     if most < 1 or not (step > 0 and high > low):
-        return kept[:0]
-    step = max(step, (high - low) / most)
-    return (low + step * np.arange(1, round((high - low) / step) + 1)[:most]).astype(np.float32)
+        return kept[:0], True
+    wider = max(step, (high - low) / most)
+    return (low + wider * np.arange(1, round((high - low) / wider) + 1)[:most]).astype(np.float32), wider == step

@@ -66,7 +66,15 @@ def _boundaries(column: np.ndarray, signed: bool, resolution: codes.Resolution) 
         start = kept.index(first)
         end = min((kept.index(v) for v in found if v > first), default=len(kept))
         found |= {kept[i] for i in range(start + share, end, share)}
-    return sorted(found | {kept[0]})
+    found |= {kept[0]}
+    if (high - low) / most > resolution.step_of(n) * column.std(dtype=np.float64):
+        for _ in range(3):  # the widest codes are halved while codes are left
+            codes_now = [[v for v in kept if first <= v and not any(first < e <= v for e in found)] for first in found]
+            codes_now = sorted(codes_now, key=lambda code: (-np.float32(code[-1] - code[0]), code[0]))
+            for code in codes_now[: max(255 - len(found), 0)]:
+                middle = np.float32(code[0]) + (np.float32(code[-1]) - np.float32(code[0])) / np.float32(2)
+                found |= {min(v for v in code if v > middle)} if code[-1] > code[0] else set()
+    return sorted(found)
 
 
 @pytest.mark.parametrize("signed", [False, True])
