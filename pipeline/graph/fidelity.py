@@ -9,6 +9,7 @@ convolutions arranged for a CPU is compared too; it may differ by rounding.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -287,7 +288,10 @@ class _Replay(fx.Interpreter):
 
 
 def _replayed(traced: Trace, x: Tensor, all_calls: bool = True) -> list[_Event]:
-    """Return the events of the traced network, or only those of the network itself, in the order of the trace."""
+    """Return the events of the traced network, or only those of the network itself, in the order of the trace.
+
+    If it fails where the untouched network did not, the events end there.
+    """
     moments: dict[fx.Node, list[Call]] = {}
     needed: dict[fx.Node, fx.Node] = {}
     for call in (call for call in traced.calls if all_calls or not call.path):
@@ -303,7 +307,8 @@ def _replayed(traced: Trace, x: Tensor, all_calls: bool = True) -> list[_Event]:
             events.append(_Event(call.path, call.begins, found, call.whole))
 
     replay = _Replay(traced.module, see, needed)
-    replay.run(x.clone())
+    with contextlib.suppress(Exception):  # the events end in the call that fails, where the runs part
+        replay.run(x.clone())
     return events
 
 

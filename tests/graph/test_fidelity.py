@@ -195,6 +195,18 @@ def submodule_under_autocast() -> Make:
     return _middle(_autocast)
 
 
+def _table(self: Any, x: Tensor) -> Tensor:
+    try:
+        return self.conv(x + torch.ones(8, SIZE, SIZE))
+    except RuntimeError:  # a picture of another size
+        return self.conv(x)
+
+
+@difference
+def submodule_tries_another_shape() -> Make:
+    return _middle(_table)
+
+
 @difference
 def submodule_branches_by_size() -> Make:
     return _middle(lambda self, x: self.conv(x) if x.shape[2] > 16 else x)
