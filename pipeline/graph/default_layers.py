@@ -11,6 +11,7 @@ from pipeline.graph.ops import TRANSPARENT, Op, argument
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 # A convolution ends a block if any consumer is not an activation, a norm, an add, a mul or a cat along channels.
+_SCALES = frozenset({"mul", "div", "add", "sub", "mean", "norm", "addcmul", "sqrt", "square", "pow"})
 _TAKES_PART = frozenset({"add", "mul", "cat"})
 
 
@@ -29,8 +30,9 @@ def choose(view: View, logits: str | None) -> set[fx.Node]:
     """Return the nodes of "blocks", among those that depend on the picture through a weight.
 
     These are activations, concatenations along channels (unless only norms use them), residual sums (unless only
-    activations use them), convolutions that end a block or the norms on them, and the node named `logits`. Depthwise
-    convolutions and gates are left out, and so is a node that is only concatenated.
+    activations use them, perhaps after further sums: parallel branches of RepVGG), convolutions that end a block or the
+    norms on them, and the node named `logits`. Depthwise convolutions and gates are left out, and so is a node that is
+    only concatenated.
     """
     gates = _gates(view)
     chosen: set[fx.Node] = set()
@@ -45,9 +47,8 @@ def choose(view: View, logits: str | None) -> set[fx.Node]:
         elif op.kind == "cat" and _along_channels(node, view):
             if not all(view.ops[user].norm for user in users):
                 chosen.add(node)
-        elif op.kind == "add" and _residual(node, view):
-            if not all(view.ops[user].activation and not view.ops[user].norm for user in users):
-                chosen.add(node)
+        elif op.kind == "add" and _residual(node, view) and not _only_activated(node, view):
+            chosen.add(node)
         elif op.kind == "conv" and not _depthwise(op.module):
             normed = [user for user in users if user in view.ops and _plain_norm(view.ops[user])]
             ends.update(end for end in (node, *normed) if _is_end(end, view))
@@ -89,7 +90,35 @@ def _along_channels(node: fx.Node, view: View) -> bool:
 
 def _residual(node: fx.Node, view: View) -> bool:
     inputs = [source for source in node.all_input_nodes if view.depends.get(source, 0)]
-    return len(inputs) == 2 and all(view.shapes.get(source) == view.shapes[node] for source in inputs)
+    if len(inputs) != 2 or any(view.shapes.get(source) != view.shapes[node] for source in inputs):
+        return False
+    return not any(_is_scaled(a, b, view) for a, b in (inputs, inputs[::-1]))
+
+
+def _is_scaled(node: fx.Node, other: fx.Node, view: View) -> bool:
+    """Whether a node is only `other`, scaled and shifted by parameters and by what `other` is on average (GRN)."""
+    reached, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        if current is other:
+            continue
+        if current.op == "get_attr" or not view.depends.get(current, 0):
+            continue
+        if current not in view.ops or view.ops[current].kind not in _SCALES:
+            return False
+        waiting += [source for source in current.all_input_nodes if source not in reached]
+        reached.update(current.all_input_nodes)
+    return other in reached and node is not other
+
+
+def _only_activated(node: fx.Node, view: View) -> bool:
+    """Whether all consumers are activations, or sums of which that is true."""
+    users = list(_consumers(node, view))
+    return all(
+        (view.ops[user].activation and not view.ops[user].norm)
+        or (user in view.ops and view.ops[user].kind == "add" and bool(user.users) and _only_activated(user, view))
+        for user in users
+    )
 
 
 def _depthwise(module: nn.Module | None) -> bool:

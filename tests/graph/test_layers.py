@@ -120,6 +120,53 @@ def test_a_list_of_modules_has_no_result_and_the_error_lists_its_layers() -> Non
         build(Parts().eval(), "python", (1, 3, 8, 8)).layers("parts")
 
 
+class _Parallel(nn.Module):
+    """Three branches that are summed before the block's own activation, as in RepVGG, and a sum around the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.wide(x) + self.narrow(x) + self.norm(x))
+
+
+class _Responses(nn.Module):
+    """Global response normalization: a map plus itself, scaled by what it is on average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.act = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.GELU()
+        self.weight, self.bias = nn.Parameter(torch.rand(1, 8, 1, 1)), nn.Parameter(torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first(x))
+        norm = y.norm(p=2, dim=(2, 3), keepdim=True)
+        y = y + torch.addcmul(self.bias, self.weight, y * (norm / (norm.mean(dim=1, keepdim=True) + 1e-6)))
+        return x + self.last(y)
+
+
+@pytest.mark.parametrize(
+    ("block", "chosen"),
+    [
+        (_Parallel, ["stem", "block.act", "block.add_2", "head"]),
+        (_Responses, ["stem", "block.act", "block.add_2", "head"]),
+    ],
+)
+def test_sums_inside_a_block_are_no_residual_sums(block: type[nn.Module], chosen: list[str]) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.head = nn.Conv2d(3, 4, 3), block(), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.stem(x)).mean((2, 3)))
+
+    found = build(Whole().eval().requires_grad_(False), "python", (1, 3, 16, 16))
+    assert [layer.name for layer in found.layers()] == chosen
+
+
 def test_edges_are_paths_without_a_layer_between() -> None:
     found = graph("googlenet")
     layers = found.layers()
