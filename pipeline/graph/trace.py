@@ -70,12 +70,13 @@ class _Proxy(fx.Proxy):
         return self._in_place(operator.itruediv, other)
 
 
+_SIZES = frozenset({"shape", "ndim", "size", "dim", "ndimension", "numel", "nelement", "item", "dtype", "device"})
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}  # names, as in the layers' paths
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
-    """`isinstance`, for which proxies are tensors, as a network expects of what it computes."""
-    if issubclass(type(value), fx.Proxy):
+    """`isinstance`, for which proxies are tensors unless they stand for sizes, as a network expects."""
+    if type(value) in (fx.Proxy, _Proxy) and value.node not in value.tracer.sizes:
         wanted = kinds if isinstance(kinds, tuple) else (kinds,)
         return Tensor in wanted or isinstance(value, kinds)
     return isinstance(value, kinds)
@@ -120,6 +121,7 @@ class PathTracer(fx.Tracer):
         self.inside = ""
         self.paths: dict[fx.Node, str] = {}
         self.calls: list[Call] = []
+        self.sizes: set[fx.Node] = set()  # nodes that compute numbers and sizes, not tensors
         self.failed: str | None = None
         self.taken: set[str] = set()
         self.module_paths: set[str] = set()
@@ -169,6 +171,8 @@ class PathTracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self.paths[proxy.node] = self._path(proxy.node)
+        if _is_size(proxy.node, self.sizes):
+            self.sizes.add(proxy.node)
         return proxy
 
     def _path(self, node: fx.Node) -> str:
@@ -190,6 +194,16 @@ class PathTracer(fx.Tracer):
     def _is_taken(self, candidate: str, own: bool) -> bool:
         key = candidate.casefold()  # names become file names, and some file systems ignore case
         return key in self.taken or (not own and key in self.module_paths)
+
+
+def _is_size(node: fx.Node, sizes: Collection[fx.Node]) -> bool:
+    """Whether a node asks a tensor for its size, or computes with sizes alone."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    if node.target is getattr:
+        return node.args[1] in _SIZES
+    plain = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
+    return plain and bool(node.all_input_nodes) and all(source in sizes for source in node.all_input_nodes)
 
 
 def file_name(path: str) -> str:

@@ -164,6 +164,17 @@ def asks_whether_it_is_a_tensor() -> Make:
 
 
 @difference
+def asks_whether_a_size_is_a_tensor() -> Make:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.features(x)
+        height = y.shape[2] * 1
+        height = height.item() if isinstance(height, Tensor) else height
+        return self.fc(y.sum((2, 3)) / height)
+
+    return _whole(forward)
+
+
+@difference
 def submodule_asks_for_the_type() -> Make:
     return _middle(lambda self, x: self.conv(x) * (2 if type(x) is Tensor else 1))
 
