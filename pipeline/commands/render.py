@@ -134,6 +134,8 @@ def render(
     path = _output(output, objective)
     if grid and not picture:
         raise UsageError("--grid needs --picture FILE, the photograph to cut into parts")
+    if picture and (negative or settings["thresholds"]):
+        raise UsageError("--negative and --thresholds are for units and objectives: leave them out with --picture")
     from pipeline.models import open_model
     from pipeline.runtime.allocator import keep_memory
     from pipeline.runtime.devices import resolve_device

@@ -148,6 +148,9 @@ def test_the_command_saves_what_it_is_asked_for(
         ([UNIT, "--thresholds", "4,,8"], "expected steps, such as"),
         ([UNIT, "--output", "unit.txt"], "expected a picture file"),
         ([UNIT, "--grid", "3"], "--grid needs --picture"),
+        (["blocks.1.1.add", "--picture", "photo.png", "--negative"], "leave them out with --picture"),
+        (["neuron(blocks.1.1.add:3, y=foo)"], "neuron: y = foo: expected a whole number"),
+        (["neuron(blocks.1.1.add:3, y=1.5)"], "neuron: y = 1.5: expected a whole number"),
         (
             ["blocks.1.1.add", "--picture", "no.png"],
             "no.png: cannot be read as a picture (cannot be read: No such",

@@ -34,9 +34,16 @@ class _Unit:
     channel: int
 
 
-def _neuron(unit: _Unit, y: float | None = None, x: float | None = None) -> Objective:
-    position = (None if p is None else int(p) for p in (y, x))
-    return units.neuron(unit.layer, unit.channel, *position)
+def _neuron(unit: _Unit, y: Any = None, x: Any = None) -> Objective:
+    return units.neuron(unit.layer, unit.channel, _whole_number("y", y), _whole_number("x", x))
+
+
+def _whole_number(name: str, value: Any) -> int | None:
+    if value is None or value == "None":  # as the text of an objective without it says
+        return None
+    if isinstance(value, (int, float)) and value == int(value):
+        return int(value)
+    raise UsageError(f"neuron: {name} = {value}: expected a whole number, or nothing for the middle")
 
 
 def _vector(file: str) -> Any:
