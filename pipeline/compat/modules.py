@@ -30,6 +30,26 @@ def patching() -> AbstractContextManager[object]:
 
 
 @contextmanager
+def attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Give every module the attributes back that it had, whatever a run or a trace caches on it meanwhile.
+
+    What is changed in place stays changed.
+    """
+    kept = [(module, dict(vars(module))) for module in network.modules()]
+    inner = [(value, dict(value)) for _, own in kept for value in own.values() if isinstance(value, dict)]
+    try:
+        yield
+    finally:
+        for module, own in kept:
+            vars(module).clear()
+            vars(module).update(own)
+        for value, own in inner:
+            if dict.keys(value) != dict.keys(own) or any(value[key] is not own[key] for key in own):
+                value.clear()
+                value.update(own)
+
+
+@contextmanager
 def calls_through(around: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
     """Replace every call of a module in this thread by `around(module, call, args, kwargs)`.
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.compat.modules import calls_through, patching
+from pipeline.compat.modules import attributes_kept, calls_through, patching
 from pipeline.compat.tensors import writes
 from pipeline.graph.batchnorm_folding import fold_norms
 from pipeline.graph.cpu.fusion import fused
@@ -77,7 +77,7 @@ def faithful_trace(network: nn.Module, family: str, input_shape: Sequence[int]) 
     Raises UsageError if the network cannot be traced, if the trace misses something in the network's own
     forward, or if the network gives other values each time.
     """
-    with torch.no_grad(), _kept_random_state(), patching():
+    with torch.no_grad(), _kept_random_state(), patching(), attributes_kept(network), _unchanged(network):
         runs = _untouched_runs(network, family, input_shape)
         whole: set[str] = set()
         in_place = False
@@ -135,7 +135,8 @@ def _untouched_runs(network: nn.Module, family: str, input_shape: Sequence[int])
     """Run the untouched network on two pictures of another size, where it takes that, and on one of its own size.
 
     All calls are compared on the former, and the results on the latter. If it takes no other size, both are of its own.
-    One of them runs a second time at the end: what a network draws at random, or keeps from other pictures, shows then.
+    What a network caches does not reach from one run to the next. At the end it runs twice without that: what it draws
+    at random, or changes from call to call, shows then.
     """
     runs: list[_Run] = []
     for size in _other_sizes(input_shape[2], input_shape[3]):
@@ -152,11 +153,12 @@ def _untouched_runs(network: nn.Module, family: str, input_shape: Sequence[int])
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         shape = tuple(input_shape[1:])
         raise UsageError(f"the network does not run on a picture of shape {shape}: {reason}") from error
-    run = runs[0]
-    result = [event for event in run.events if not event.path]
-    if _parting(result, _recorded(network, run.x, 2, all_calls=False)) is not None:
-        parted = _parting(_recorded(network, run.x, 3), _recorded(network, run.x, 4))
-        raise UsageError(_not_repeating(network, family, run.x, parted or ""))
+    x = runs[0].x
+    with attributes_kept(network):
+        first = _recorded_on(network, x, 2, all_calls=False)
+        if _parting(first, _recorded_on(network, x, 3, all_calls=False)) is not None:
+            parted = _parting(_recorded_on(network, x, 4), _recorded_on(network, x, 5))
+            raise UsageError(_not_repeating(network, family, x, parted or ""))
     return runs
 
 
@@ -199,7 +201,7 @@ def _not_repeating(network: nn.Module, family: str, x: Tensor, parted: str) -> s
         for seed in (0, 1):
             torch.manual_seed(seed)
             values.append(_node_marks(traced.module, x))
-        where = next(traced.paths[name] for name, mark in values[0].items() if values[1][name] != mark)
+        where = next(traced.paths.get(name, name) for name, mark in values[0].items() if values[1][name] != mark)
     except (UsageError, StopIteration):
         pass
     return (
@@ -212,7 +214,12 @@ def _not_repeating(network: nn.Module, family: str, x: Tensor, parted: str) -> s
 
 
 def _recorded(network: nn.Module, x: Tensor, seed: int, all_calls: bool = True) -> list[_Event]:
-    """Return the events of the untouched network, or only those of the network itself."""
+    """Return the events of the untouched network, or only its own. What it caches on itself is forgotten."""
+    with attributes_kept(network):
+        return _recorded_on(network, x, seed, all_calls)
+
+
+def _recorded_on(network: nn.Module, x: Tensor, seed: int, all_calls: bool = True) -> list[_Event]:
     torch.manual_seed(seed)
     paths = {id(module): path for path, module in network.named_modules() if all_calls or not path}
     events: list[_Event] = []
@@ -406,22 +413,24 @@ def _misarranged(traced: Trace, x: Tensor, memory_format: torch.memory_format) -
 
 
 def _mixing(traced: Trace, x: Tensor) -> str:
-    """Return the path of the first node where the first picture's values change if it runs alone, or ""."""
+    """Return the path of the first node where a picture's values change if it runs alone, or ""."""
     if len(x) < 2:
         return ""
     last = next(iter(reversed(traced.module.graph.nodes)))
     names = {node.name for node in last.all_input_nodes}
     if _first_mixing(traced, x, names):
-        return traced.paths.get(_first_mixing(traced, x, {node.name for node in traced.module.graph.nodes}), "")
+        first = _first_mixing(traced, x, {node.name for node in traced.module.graph.nodes})
+        return traced.paths.get(first, first)
     return ""
 
 
 def _first_mixing(traced: Trace, x: Tensor, names: set[str]) -> str:
-    together, alone = _values(traced.module, x, names), _values(traced.module, x[:1], names)
+    together = _values(traced.module, x, names)
+    alone = [_values(traced.module, part, names) for part in x.split(1)]
     for name, value in together.items():
-        other = alone[name]
-        by_picture = value.ndim > 0 and (len(value), len(other)) == (len(x), 1) and value.shape[1:] == other.shape[1:]
-        if by_picture and _distance(value[:1], other) > CLOSE * _largest(value):
+        parts = [other[name] for other in alone]
+        by_picture = value.ndim > 0 and all(part.shape == (1, *value.shape[1:]) for part in parts)
+        if by_picture and _distance(torch.cat(parts), value) > CLOSE * _largest(value):
             return name
     return ""
 
@@ -430,7 +439,7 @@ def _values(module: fx.GraphModule, x: Tensor, names: set[str]) -> dict[str, Ten
     kept: dict[str, Tensor] = {}
 
     def see(node: fx.Node, value: Any) -> None:
-        if node.name in names and isinstance(value, Tensor):
+        if node.name in names and isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             kept[node.name] = value.detach().clone()
 
     _Replay(module, see, {}).run(x.clone())
@@ -453,6 +462,19 @@ def _largest(x: Tensor, where: Tensor | None = None) -> float:
         return largest
     finite = x[(x if where is None else where).isfinite()]
     return float(finite.abs().nan_to_num(math.inf).amax()) if finite.numel() else 0.0
+
+
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Raise UsageError if the network changes its own parameters or buffers while it runs."""
+    before = {name: writes(x) for name, x in (*network.named_parameters(), *network.named_buffers())}
+    yield
+    for name, x in (*network.named_parameters(), *network.named_buffers()):
+        if writes(x) != before.get(name, writes(x)):
+            raise UsageError(
+                f"{type(network).__name__} changes {name} when it runs, so its values depend on the pictures before: "
+                "run it once in the factory if that is how it is initialized, or turn that off"
+            )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -121,6 +122,8 @@ def _word(name: str) -> str:
 
 def has_known_forward(module: nn.Module) -> bool:
     """Whether the forward of a module's class, and what else a convolution computes with, is torch's or timm's."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     return all(_is_known(_definer(module, name).__module__) for name in CONVOLUTION_METHODS if hasattr(module, name))
 
 
@@ -154,7 +157,12 @@ def module_kind(module: nn.Module) -> str:
 
 
 def fused_activation(module: nn.Module) -> nn.Module | None:
-    """Return the activation inside a norm such as timm's BatchNormAct2d, or None if there is none."""
+    """Return the activation inside a norm such as timm's BatchNormAct2d, or None if there is none.
+
+    torch's own norms compute none, whatever attributes they were given.
+    """
+    if _definer(module, "forward").__module__.startswith("torch."):
+        return None
     act = getattr(module, "act", None)
     return act if isinstance(act, nn.Module) and not isinstance(act, nn.Identity) else None
 

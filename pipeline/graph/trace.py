@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from pipeline.compat import timm
-from pipeline.compat.modules import behaves_as_its_class
+from pipeline.compat.modules import attributes_kept, behaves_as_its_class
 from pipeline.graph.nested import leaves
 from pipeline.graph.ops import ELEMENTARY, has_known_forward
 from store.errors import UsageError
@@ -139,7 +140,7 @@ class PathTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m is self.root:
             return False
-        if module_qualified_name in self.whole:
+        if module_qualified_name in self.whole or isinstance(m, torch.jit.ScriptModule):
             return True
         if not behaves_as_its_class(m):  # whatever its class, tracing shows what it does
             return False
@@ -232,8 +233,9 @@ def trace(
     while True:
         tracer = PathTracer(leaf_types, functions, taken_whole, in_place)
         try:
-            with _proxies_are_tensors(network):
+            with _proxies_are_tensors(network), attributes_kept(network):
                 graph = tracer.trace(network)
+                constants = {name: value for name, value in vars(network).items() if name not in before}
             break
         except Exception as error:
             if not tracer.failed or tracer.failed in taken_whole:
@@ -243,8 +245,7 @@ def trace(
                     "then becomes a single node"
                 ) from error
             taken_whole.add(tracer.failed)
-    module = fx.GraphModule(network, graph, type(network).__name__)
-    for name in set(vars(network)) - before:  # the tracer leaves its constants on the network
-        if isinstance(getattr(network, name), Tensor):
-            delattr(network, name)
+    with attributes_kept(network):
+        vars(network).update(constants)  # the tracer leaves its constants on the network, and the graph takes them
+        module = fx.GraphModule(network, graph, type(network).__name__)
     return Trace(module, {node.name: path for node, path in tracer.paths.items()}, tuple(tracer.calls)), taken_whole

@@ -6,6 +6,7 @@ must be what the network itself gives, or opening it is an error of one line.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -367,6 +368,91 @@ def five_axes() -> Make:
     )
 
 
+def _scaled_by_the_first_size(self: Any, x: Tensor) -> Tensor:
+    y = self.features(x)
+    if getattr(self, "scale", None) is None:
+        self.scale = math.sqrt(y.shape[2] * y.shape[3])
+    return self.fc((y / self.scale).mean((2, 3)))
+
+
+@difference
+def what_the_first_picture_sets() -> Make:
+    return _whole(_scaled_by_the_first_size)
+
+
+class _Coordinates(nn.Module):
+    """A map of places, kept for pictures of the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None or self.kept.shape[-2:] != x.shape[-2:]:
+            self.kept = torch.linspace(-1, 1, x.shape[-1]).expand(1, 1, x.shape[-2], -1).clone()
+        return x + self.kept
+
+
+@difference
+def a_table_kept_for_a_size() -> Make:
+    return _replaced(_Coordinates)
+
+
+@difference
+def pooling_over_the_whole_map() -> Make:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.features(x)
+        return self.fc(F.max_pool2d(y, (y.size(2), y.size(3))).flatten(1))
+
+    return _whole(forward)
+
+
+@difference
+def masks() -> Make:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.features(x)
+        return self.fc((y * (y > 0.1)).mean((2, 3)))
+
+    return _whole(forward)
+
+
+@difference
+def part_of_a_rectified_map_lowered() -> Make:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y.narrow(1, 0, 4).sub_(1)
+        return self.fc(self.conv2(F.max_pool2d(y, 1)).mean((2, 3)))
+
+    return _whole(forward)
+
+
+def _scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch means to drop it, but people have such modules
+        scripted: nn.Module = torch.jit.script(nn.Conv2d(8, 8, 1))
+    return scripted
+
+
+@difference
+def scripted_submodule() -> Make:
+    return _replaced(_scripted)
+
+
+@difference
+def norm_with_an_activation_beside_it() -> Make:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv2(self.bn1.act(self.bn1(self.conv1(x))))).mean((2, 3)))
+
+    make = _whole(forward)
+
+    def with_activation() -> nn.Module:
+        network: Any = make()
+        network.bn1.act = nn.Tanh()
+        return network
+
+    return with_activation
+
+
 @refused
 def network_asks_for_the_type() -> Make:
     return _whole(lambda self, x: self.fc(self.features(x).mean((2, 3))) * (2 if type(x) is Tensor else 1))
@@ -400,6 +486,44 @@ def dropout_left_on() -> Make:
 def _counting(self: Any, x: Tensor) -> Tensor:
     self.calls = getattr(self, "calls", 0) + 1
     return self.fc(self.features(x).mean((2, 3)) * self.calls)
+
+
+def _averaged(self: Any, x: Tensor) -> Tensor:
+    y = self.features(x)
+    self.seen.mul_(0.9).add_(y.mean((0, 2, 3)), alpha=0.1)
+    return self.fc((y - self.seen.view(1, -1, 1, 1)).mean((2, 3)))
+
+
+@refused
+def average_of_what_was_seen() -> Make:
+    make = _whole(_averaged)
+
+    def with_buffer() -> nn.Module:
+        network = make()
+        network.register_buffer("seen", torch.zeros(12))
+        return network
+
+    return with_buffer
+
+
+def _initialized(self: Any, x: Tensor) -> Tensor:
+    if self.ready.item() == 0:
+        self.ready.fill_(1)
+        self.shift.copy_(-x.mean())
+    return x + self.shift
+
+
+@refused
+def parameters_set_by_the_first_pictures() -> Make:
+    make = _middle(_initialized)
+
+    def with_state() -> nn.Module:
+        network: Any = make()
+        network.middle.register_buffer("ready", torch.zeros(()))
+        network.middle.shift = nn.Parameter(torch.zeros(()))
+        return network
+
+    return with_state
 
 
 @refused
@@ -450,7 +574,8 @@ def _lowest(model: Model) -> list[float]:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_measured_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(UsageError, match=r"Odd(\.forward)? (cannot be traced|does something|gives other)") as error:
+    said = r"Odd(\.forward)? (cannot be traced|does something|gives other|changes )"
+    with pytest.raises(UsageError, match=said) as error:
         build(_network(REFUSED[name]), "python", (1, 3, SIZE, SIZE))
     assert "\n" not in str(error.value)
 
@@ -483,6 +608,24 @@ def test_the_axes_of_a_module_taken_whole_follow_from_a_picture_of_another_size(
     with pytest.warns(Notice, match="last"):
         (layer,) = build(network, "python", (1, 3, SIZE, SIZE)).layers("last")
     assert (layer.channels, layer.height, layer.width) == (12, 16, 16)
+
+
+def test_axes_that_are_moved_are_not_taken_for_those_before() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.relu(self.conv1(x)).movedim(1, -1)
+        y = y + F.gelu(self.last(y))
+        return self.fc(y.mean((1, 2)))
+
+    network = _network(_whole(forward, last=lambda: nn.Linear(8, 8), fc=lambda: nn.Linear(8, 4)))
+    for layer in build(network, "python", (1, 3, SIZE, SIZE)).layers(["gelu", "add", "last"]):
+        assert (layer.channels, layer.height, layer.width) == (8, SIZE, SIZE), layer.name
+
+
+@pytest.mark.parametrize("which", ["max", "min"])
+def test_mixing_is_seen_whichever_picture_decides(which: str) -> None:
+    network = _network(_whole(lambda self, x: self.fc((self.features(x) * getattr(x, which)()).mean((2, 3)))))
+    with pytest.warns(Notice, match="other pictures of its batch"):
+        build(network, "python", (1, 3, SIZE, SIZE))
 
 
 def test_pictures_that_mix_are_said_aloud() -> None:

@@ -246,6 +246,7 @@ def test_a_modules_path_is_the_layer_that_is_its_result(path: str, layer: str) -
         assert found.name == path
 
 
+@pytest.mark.filterwarnings("ignore:a picture's values depend")  # it branches by a sum over the batch
 def test_untraceable_submodules_become_nodes_and_are_named() -> None:
     net = _Net().eval()
     with pytest.warns(UserWarning, match=r": odd \(0 % of"):

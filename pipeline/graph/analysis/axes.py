@@ -22,6 +22,10 @@ from pipeline.graph.ops import CUSTOM, MATMULS, NORMS, PERMUTES, RESHAPES, Op, a
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 
+# These move or make axes in ways that are not followed; weights after them show the channels again.
+_MOVING = frozenset({"einsum", "tensordot", "movedim", "moveaxis", "rot90", "getattr", "unfold", "fold", "asstrided"})
+
+
 @dataclass(frozen=True)
 class Axes:
     """One role letter per axis. For tokens: height and width of the patch grid, and the number of tokens before it."""
@@ -137,7 +141,7 @@ def _step(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Shapes) -
         return _permuted(node, op, axes[source], len(shape))
     if op.kind in MATMULS and source in axes:
         return replace(axes[source], roles=axes[source].roles[: len(shape) - 1].ljust(len(shape), "?"))
-    if op.kind == "einsum":
+    if op.kind in _MOVING:
         return Axes("?" * len(shape))
     if op.kind == "getitem" and source in axes:
         return _indexed(node, axes[source], source in shapes)

@@ -8,8 +8,10 @@ import torch
 from torch import fx
 
 from pipeline.graph.ops import (
-    CUSTOM,
+    ACTIVATIONS,
     IDENTITIES,
+    MATMULS,
+    NORMS,
     PERMUTES,
     RESHAPES,
     Op,
@@ -41,7 +43,14 @@ _KEEP = (  # these pass values on, as they are
     | PERMUTES
     | frozenset({"maxpool", "adaptivemaxpool", "getitem", "chunk", "split", "unbind", "roll", "expand"})
 )
-_SHARING = _KEEP - frozenset({"maxpool", "adaptivemaxpool"})  # the result can be a view of the input
+# The result of these is never a view of an input. Of anything else it may be.
+_FRESH = (
+    (ACTIVATIONS | NORMS | MATMULS)
+    | frozenset(
+        {"conv", "convtranspose", "linear", "add", "sub", "mul", "div", "cat", "stack", "mean", "sum", "softmax"}
+    )
+    | frozenset({"maxpool", "avgpool", "adaptivemaxpool", "adaptiveavgpool", "exp", "sqrt", "pow", "abs", "maximum"})
+)
 # Averages of values >= 0 are >= 0, but rounding can lift them above an upper bound.
 _AVERAGE = frozenset({"avgpool", "adaptiveavgpool", "mean"})
 
@@ -60,7 +69,7 @@ def intervals(module: fx.GraphModule, ops: Mapping[fx.Node, Op]) -> dict[fx.Node
             continue
         found[node] = now[node] = _step(node, ops[node], now)
         changed = [source for source in node.all_input_nodes if source.name in changed_in_place(node)]
-        if changed or ops[node].kind in _SHARING or ops[node].kind.startswith(CUSTOM):
+        if changed or ops[node].kind not in _FRESH:
             shared[node] = shared[node].union(*(shared[source] for source in node.all_input_nodes))
         if changed:
             written = set().union(*(shared[source] for source in changed))

@@ -174,7 +174,8 @@ def _moved(span: Span, window: _Window) -> Span:
 
 def _window(node: fx.Node, op: Op, axis: int, shapes: Shapes, before: int, after: int) -> _Window | None:
     settings = _settings_of_call(node, op, shapes) if op.module is None else _settings_of_module(op.module)
-    if settings is None or any(isinstance(value, fx.Node) for value in settings):
+    parts = [part for value in settings or () for part in (value if isinstance(value, (tuple, list)) else [value])]
+    if settings is None or any(isinstance(part, fx.Node) for part in parts):
         return None
     kernel, stride, padding, dilation = settings
     k, d = _pair(kernel)[axis], _pair(dilation)[axis]

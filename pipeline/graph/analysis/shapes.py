@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.compat.fx import fake_tensors
+from pipeline.compat.modules import attributes_kept
 from pipeline.compat.tensors import writes
 from pipeline.graph.nested import leaves
 from pipeline.graph.ops import attribute, mark_in_place, parameters_of
@@ -63,12 +64,12 @@ def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> Shapes:
     # The picture takes the dtype and device of the weights: a network can be float64, and on any device.
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        with torch.no_grad(), fake_tensors():
+        with torch.no_grad(), attributes_kept(module), fake_tensors():
             recorder.run(torch.empty(size, device=like.device, dtype=like.dtype))
     except Exception:  # an operator without a fake implementation: compute for real
         recorder = _Recorder(module)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), attributes_kept(module):
                 recorder.run(torch.zeros(size, device=like.device, dtype=like.dtype))
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
