@@ -77,7 +77,7 @@ def opened(source: str) -> tuple[object, ...]:
 
 
 def _short(remark: str) -> str:
-    """Return a remark without what all such remarks say, and with the first of many submodules."""
+    """Shorten a remark: leave out the words that all such remarks share, and name one submodule of several."""
     found = re.search(r"no layers inside: (.*) \((\d+) % of the parameters\)", remark)
     if not found:
         return remark

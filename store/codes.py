@@ -128,25 +128,28 @@ def reaching(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.ascontiguousarray(np.cumsum(counts[:, ::-1], axis=1)[:, ::-1])
 
 
-def images_reaching(values: Floats, edge: Floats, counts: NDArray[np.int64], means: Floats) -> NDArray[np.int64]:
+def images_reaching(
+    values: Floats, edge: Floats, counts: NDArray[np.int64], means: Floats, reached: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Estimate how many images have at least a value, one value per unit: float32 [C] -> int64 [C].
 
     edge, counts and means: [C, 256]. The images of higher codes are counted exactly. Of the m images with the value's
     own code, the least is at the code's edge, and the others are taken to be evenly spread above it so that the mean of
     the code is right. So the result is exact at edges and for codes with one or two images or one value, and never off
-    by more than m - 2.
+    by more than m - 2. `reached` is `reaching(counts)`, if it is known already.
     """
+    reached = reaching(counts) if reached is None else reached
     rows = np.arange(len(values))
     code = encode(values[None], edge)[0].astype(np.int64)
     least, mean, m = edge[rows, code], means[rows, code].astype(np.float64), counts[rows, code]
-    above = np.append(reaching(counts), np.zeros((len(values), 1), np.int64), axis=1)[rows, code + 1]
+    above = reached[rows, code] - m
     low = np.where(np.isfinite(least), least, mean)  # of code 0 only the mean is known: its images have one value
     others = np.divide(m * mean - low, m - 1, out=mean.copy(), where=m > 1)  # the mean of all but the least
     with np.errstate(divide="ignore", invalid="ignore"):
         place = (values - low) * m / (2 * (others - low))  # the k-th of the others is at place k, for k = 1 ... m - 1
     inside = m - np.ceil(np.clip(np.nan_to_num(place, posinf=np.inf), 1, m))
-    reached: NDArray[np.int64] = above + np.where(values <= low, m, inside).astype(np.int64)
-    return reached
+    estimated: NDArray[np.int64] = above + np.where(values <= low, m, inside).astype(np.int64)
+    return estimated
 
 
 def tail_probability(values: Floats, edge: Floats, counts: NDArray[np.int64], means: Floats) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Reading files whole that may be anything: a pipe that never ends, a device, a file larger than memory."""
+"""Read whole files, and refuse what is no regular file (a pipe that never ends, a device) or is too large."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.compat.modules import attributes_kept, calls_through, patching
 from pipeline.compat.tensors import writes
+from pipeline.graph.analysis.shapes import not_running
 from pipeline.graph.batchnorm_folding import fold_norms
 from pipeline.graph.cpu.fusion import fused
 from pipeline.graph.nested import leaves
@@ -74,8 +75,8 @@ class Findings:
 def faithful_trace(network: nn.Module, family: str, input_shape: Sequence[int]) -> tuple[Trace, Findings]:
     """Trace a network so that the trace computes what the network does.
 
-    Raises UsageError if the network cannot be traced, if the trace misses something in the network's own
-    forward, or if the network gives other values each time.
+    Raises UsageError if the network cannot be traced, if the trace misses something in the network's own forward, or if
+    the network gives other values each time.
     """
     with torch.no_grad(), _kept_random_state(), patching(), attributes_kept(network), _unchanged(network):
         runs = _untouched_runs(network, family, input_shape)
@@ -150,9 +151,7 @@ def _untouched_runs(network: nn.Module, family: str, input_shape: Sequence[int])
     try:
         runs.append(_Run(own, _recorded(network, own, 1, all_calls=not runs), all_calls=not runs))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        shape = tuple(input_shape[1:])
-        raise UsageError(f"the network does not run on a picture of shape {shape}: {reason}") from error
+        raise not_running(tuple(input_shape[1:]), error) from error
     x = runs[0].x
     with attributes_kept(network):
         first = _recorded_on(network, x, 2, all_calls=False)

@@ -1,4 +1,4 @@
-"""What the check of a trace found, kept between processes for the networks of torchvision and timm.
+"""Keep what the check of a trace found, from one process to the next, for the networks of torchvision and timm.
 
 Their code follows from their names and versions, so weights of the same digest give the same findings. What a user's
 own factory returns can change without a trace in its weights, so it is checked each time.

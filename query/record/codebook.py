@@ -65,9 +65,4 @@ class Codebook:
 
     def images_reaching(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Estimate how many images have at least a value, for one value per unit: float32 [C] -> int64 [C]."""
-        return codes.images_reaching(values, self.edges, self.counts, self.means)
-
-    def codes_of(self, values: NDArray[np.float32]) -> Codes:
-        """Encode one value per unit: float32 [C] -> uint8 [C]."""
-        encoded: Codes = codes.encode(values[None], self.edges)[0]
-        return encoded
+        return codes.images_reaching(values, self.edges, self.counts, self.means, self.reaching)

@@ -597,7 +597,7 @@ def test_a_module_taken_whole_is_named_with_its_share() -> None:
 
 
 def test_the_axes_of_a_module_taken_whole_follow_from_a_picture_of_another_size() -> None:
-    """Nothing after it shows the channels: it is averaged over what it believes to be positions."""
+    """No weight follows the module before its positions are averaged, so none shows which axis has the channels."""
 
     class Last(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

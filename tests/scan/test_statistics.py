@@ -165,7 +165,7 @@ COLUMNS = {
 @pytest.mark.parametrize("n", [200, 300, 500, 1000, 5000, 70_000])
 @pytest.mark.parametrize("shape", COLUMNS)
 def test_the_stated_bounds_hold_for_any_number_of_images(shape: str, n: int) -> None:
-    """Against the values themselves: the width of a code, correlations, and counts for values of new pictures."""
+    """The width of a code, correlations and the counts for new pictures are compared with the exact values."""
     random = np.random.default_rng(n)
     column = COLUMNS[shape](random, n).astype(np.float32)
     other = (column + random.standard_normal(n)).astype(np.float32)

@@ -41,7 +41,7 @@ def _neuron(unit: _Unit, y: Any = None, x: Any = None) -> Objective:
 def _whole_number(name: str, value: Any) -> int | None:
     if value is None or value == "None":  # as the text of an objective without it says
         return None
-    if isinstance(value, (int, float)) and value == int(value):
+    if isinstance(value, (int, float)) and float(value).is_integer():
         return int(value)
     raise UsageError(f"neuron: {name} = {value}: expected a whole number, or nothing for the middle")
 

@@ -72,9 +72,14 @@ def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> Shapes:
             with torch.no_grad(), attributes_kept(module):
                 recorder.run(torch.zeros(size, device=like.device, dtype=like.dtype))
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UsageError(f"the network does not run on a picture of shape {size[1:]}: {reason}") from error
+            raise not_running(size[1:], error) from error
     return recorder.shapes
+
+
+def not_running(shape: tuple[int, ...], error: Exception) -> UsageError:
+    """Return the error for a network that raises `error` on a picture of a shape [C, H, W]."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UsageError(f"the network does not run on a picture of shape {shape}: {reason}")
 
 
 def dependence(module: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> dict[fx.Node, int]:
