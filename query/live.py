@@ -61,9 +61,9 @@ class Probe:
         measured = self._measured(self._model.preprocess.pixels(image))
         value, mean, flat = measured.max[0].copy(), measured.mean[0].copy(), measured.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
-        row = ImageRow(
-            np.arange(self.run.units), value, mean, self._tail_p(value), flat // widths, flat % widths, self.run.n
-        )
+        spatial = np.concatenate([np.full(layer.channels, layer.spatial) for layer in self.run.layers])
+        y, x = (np.where(spatial, at, -1).astype(np.int32) for at in (flat // widths, flat % widths))
+        row = ImageRow(np.arange(self.run.units), value, mean, self._tail_p(value), y, x, self.run.n)
         return row.take(units)
 
     def _measured(self, pixels: NDArray[np.uint8]) -> BatchStatistics:

@@ -237,8 +237,9 @@ class _Part:
                 "jpeg": Array(np.concatenate([np.zeros(0, np.uint8), *pieces]), (1 << 20,)),
             }
             for name in self.names:
-                maps = hdf5.dataset(file, f"maps/{name}")
-                arrays[f"maps/{name}"] = Array(maps[()], maps.chunks, "gzip")
+                if f"maps/{name}" in file:  # not of layers that are not spatial
+                    maps = hdf5.dataset(file, f"maps/{name}")
+                    arrays[f"maps/{name}"] = Array(maps[()], maps.chunks, "gzip")
         hdf5.write(out.path(relative), arrays)
         self.advance(relative)
 

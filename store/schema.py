@@ -37,8 +37,8 @@ DATASET = _f("dataset", "name", "the dataset's name")
 LAYER = _f("layer", "name", "the layer: a node of the traced graph")
 CHANNEL = _f("channel", "int32", "the unit's channel in its layer, from 0")
 IMAGE_ID = _f("image_id", "int64", "0-based row of the dataset's ordered index", ascending=True)
-Y = _f("y", "int32", "row of the first maximum in the layer's map")
-X = _f("x", "int32", "column of the first maximum in the layer's map")
+Y = _f("y", "int32", "row of the first maximum in the layer's map; NULL if the layer is not spatial", null=True)
+X = _f("x", "int32", "column of the first maximum; NULL if the layer is not spatial", null=True)
 
 MODELS = Table("models", "one row per model", (
     MODEL,
@@ -95,6 +95,7 @@ LAYERS = Table("layers", "one row per layer of a run, in order of execution", (
     _f("channels", "int32", "number of units"),
     _f("height", "int32", "rows of its map at the model's input size"),
     _f("width", "int32", "columns of its map at the model's input size"),
+    _f("spatial", "bool", "whether the positions of its map are places of the picture (from the graph)"),
     _f("signed", "bool", "whether values can be negative (from the graph)"),
     _f("upper_bound", "float32", "the value at which the activation is clipped, e.g. 6 for ReLU6", null=True),
     _f("rf_size", "int32", "size of the receptive field in input pixels", null=True),
@@ -141,10 +142,11 @@ TOP_EXAMPLES = Table("top_examples", "the exact strongest images of every unit, 
     _f("image_id", "int64", "the image"),
     _f("value", "float32", "the unit's maximum on it, or its minimum if direction is lowest"),
     _f("mean", "float32", "the unit's mean over positions"), Y, X,
-    _f("box_y0", "int32", "the receptive field of (y, x) in pixels of the network's input, clipped: first row"),
-    _f("box_x0", "int32", "first column of the receptive field"),
-    _f("box_y1", "int32", "one past the last row of the receptive field"),
-    _f("box_x1", "int32", "one past the last column of the receptive field"),
+    _f("box_y0", "int32", "the receptive field of (y, x) in pixels of the network's input, clipped: first row; NULL if "
+       "the layer is not spatial", null=True),
+    _f("box_x0", "int32", "first column of the receptive field", null=True),
+    _f("box_y1", "int32", "one past the last row of the receptive field", null=True),
+    _f("box_x1", "int32", "one past the last column of the receptive field", null=True),
 ), row_group=16_384)  # fmt: skip
 TAIL = Table("tail", "exact values where a unit fires unusually high: tail_p <= 0.01, or among its first 20 images", (
     MODEL, DATASET, LAYER, CHANNEL,

@@ -152,6 +152,7 @@ def layers(model: str, every: bool) -> None:
     )
     for layer in chosen:
         field = "whole input" if layer.rf_global else f"{layer.rf_size} px every {layer.rf_stride}"
+        field = field if layer.spatial else "not spatial"
         clip = "" if layer.upper_bound is None else f"{layer.upper_bound:g}"
         size = f"{layer.height}x{layer.width}"
         click.echo(

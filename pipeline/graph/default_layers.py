@@ -6,7 +6,7 @@ from math import prod
 
 from torch import fx, nn
 
-from pipeline.graph.analysis.axes import Axes
+from pipeline.graph.analysis.axis import Axes
 from pipeline.graph.ops import TRANSPARENT, Op, argument
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]

@@ -47,7 +47,7 @@ class Graph:
         self._ops = {node: ops.op_of(node, module) for node in self._nodes}
         self._shapes, self._real = found.of, found.real
         self._depends = shapes.dependence(module, self._shapes)
-        self._axes = axes.infer(module, self._ops, self._shapes, logits, self._shapes_elsewhere)
+        self._axes = axes.infer(module, self._ops, found, logits, self._shapes_elsewhere)
         self.logits = logits.name if logits is not None else None
 
     @property
@@ -127,7 +127,7 @@ class Graph:
         field: receptive.Field,
     ) -> Layer:
         layout, channels, height, width = shape
-        span = field.square() if not layout.only_prefix else None
+        span = field.square() if layout.spatial and not layout.only_prefix else None
         return Layer(
             index=0,
             name=self._paths[node.name] + ("@prefix" if layout.only_prefix else ""),

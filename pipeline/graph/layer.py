@@ -11,12 +11,16 @@ class Layout:
     """How a node's output maps to [N, C, H, W].
 
     `prefix` is the number of tokens before the patch grid. `only_prefix`: the layer is the first of these tokens alone.
+    `spatial`: the positions are places of the picture. `digits`: if these are not in the order of rows and columns (in
+    windows, say), the sizes into which they split, and which of these comes first, second, ... in that order.
     """
 
     channel_axis: int
     kind: str  # "nchw" | "nhwc" | "tokens" | "vector"
     prefix: int = 0
     only_prefix: bool = False
+    spatial: bool = True
+    digits: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,13 @@ class Layer:
     layout: Layout
 
     def to_nchw(self, x: Tensor) -> Tensor:
-        """Return a view [N, C, H, W] of the node's output. NODE@prefix is the first prefix token, [N, C, 1, 1]."""
+        """Return the node's output as [N, C, H, W]. NODE@prefix is the first prefix token, [N, C, 1, 1].
+
+        It is a view, or a copy if the network has the positions in another order.
+        """
         layout = self.layout
+        if layout.digits:
+            return self._in_order(x)
         if layout.kind == "nchw":
             return x
         if layout.kind == "nhwc":
@@ -58,6 +67,22 @@ class Layer:
             return by_channel[:, :, :1, None]
         grid = by_channel[:, :, layout.prefix :]
         return grid.unflatten(2, self._grid(grid.shape[2]))
+
+    @property
+    def spatial(self) -> bool:
+        """Whether positions of the map are places of the picture."""
+        return self.layout.spatial
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        positions = x.movedim(self.layout.channel_axis, 1).flatten(2)
+        if self.layout.only_prefix:
+            return positions[:, :, :1, None]
+        positions = positions[:, :, self.layout.prefix :]
+        sizes = [size for size, _ in self.layout.digits]
+        if positions.shape[2] != math.prod(sizes):  # the input size is not the traced one
+            return positions.unflatten(2, self._grid(positions.shape[2]))
+        order = [2 + at for _, at in self.layout.digits]
+        return positions.unflatten(2, sizes).permute(0, 1, *order).reshape(*x.shape[:1], -1, self.height, self.width)
 
     def _grid(self, tokens: int) -> tuple[int, int]:
         if tokens == self.height * self.width:

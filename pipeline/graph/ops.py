@@ -62,7 +62,7 @@ ACTIVATIONS = frozenset(
     }
 )
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "viewas", "reshapeas"})
-PERMUTES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t"})
+PERMUTES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t", "movedim", "moveaxis"})
 # These keep every value at its position in eval mode. The search for a node's consumers looks through them.
 IDENTITIES = frozenset(
     {

@@ -21,8 +21,8 @@ def description_tables(job: Job) -> dict[Table, dict[str, Any]]:
         "layer": [layer.name for layer in layers],
     }
     for key in (
-        "op", "channels", "height", "width", "signed", "upper_bound", "rf_size", "rf_stride", "rf_offset", "rf_global",
-        "rf_gated",
+        "op", "channels", "height", "width", "spatial", "signed", "upper_bound", "rf_size", "rf_stride", "rf_offset",
+        "rf_global", "rf_gated",
     ):  # fmt: skip
         described[key] = [getattr(layer, key) for layer in layers]
     return {

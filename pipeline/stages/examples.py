@@ -116,6 +116,8 @@ class _Maps:
 
     @timed("reduce")
     def _tap(self, layer: Layer, x: Tensor) -> None:
+        if not layer.spatial:
+            return  # its map shows nothing of where in the picture
         index, collected = self.places[layer.name], self.current.found
         for row, image_id in enumerate(self.current.ids):
             rows = self.wanted.of(image_id, index)
@@ -188,6 +190,8 @@ def _finish(job: Job, shard: Shard) -> Record:
     jpegs = [j for f in files for j in _split(hdf5.read(f, "offsets"), hdf5.read(f, "jpeg"))]
     arrays = _flat(ids, jpegs)
     for index, layer in enumerate(job.spec.layers):
+        if not layer.spatial:
+            continue
         shape = (layer.channels, job.spec.config.examples.count, min(layer.height, MAP), min(layer.width, MAP))
         full = np.zeros(shape, np.uint8)
         for file in files:

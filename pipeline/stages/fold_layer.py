@@ -180,8 +180,8 @@ def _gather(
         "image_id": ids[row],
         "value": values[row, column],
         "mean": block.means[row, column],
-        "y": position // layer.width,
-        "x": position % layer.width,
+        "y": position // layer.width if layer.spatial else [None] * len(row),
+        "x": position % layer.width if layer.spatial else [None] * len(row),
     }
 
 

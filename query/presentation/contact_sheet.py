@@ -116,7 +116,7 @@ def _examples(unit: Unit, rows: pd.DataFrame, direction: str, most: int, title: 
     rows = rows.head(most)
     kept = stored_pictures.examples(unit, rows["image_id"].to_numpy(), maps=direction == "highest")
     stored = unit_column.examples(unit, direction, boxes=True).to_pylist()
-    boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in stored}
+    boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in stored if unit.layer.spatial}
     size = _input_size(unit)
     tiles = [
         drawing.example_tile(example, TILE, boxes.get(image_id), size)

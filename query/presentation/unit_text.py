@@ -17,6 +17,8 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def receptive_field(layer: Layer) -> str:
+    if not layer.spatial:
+        return "no place of the picture at each position"
     if layer.rf_global or layer.rf_size is None:
         return "the whole input"
     gated = ", gate ignored" if layer.rf_gated else ""

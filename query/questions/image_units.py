@@ -121,5 +121,6 @@ def _tail_of_image(run: Run, image_id: int) -> _Tail:
     table = lookup.rows(["layer", "channel", "value", "tail_p", "y", "x"], {"image_id": image_id})
     units = run.unit_indices(table)
     order = np.argsort(units)
-    value, tail_p, y, x = (table[name].to_numpy()[order] for name in ("value", "tail_p", "y", "x"))
+    value, tail_p = (table[name].to_numpy()[order] for name in ("value", "tail_p"))
+    y, x = (table[name].fill_null(-1).to_numpy()[order] for name in ("y", "x"))
     return units[order], value, tail_p, y, x

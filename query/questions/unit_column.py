@@ -104,13 +104,20 @@ def examples(unit: Unit, direction: str, boxes: bool = False) -> pa.Table:
     table = unit.run.lookup(unit.run.only("top_examples")).rows(
         columns, {"layer": unit.layer.name, "channel": unit.channel, "direction": direction}
     )
-    return table.set_column(0, "rank", pa.array(table["rank"].to_numpy().astype(np.int32)))
+    return _placed(table.set_column(0, "rank", pa.array(table["rank"].to_numpy().astype(np.int32))))
 
 
 def tail(unit: Unit) -> pa.Table:
     """Read a unit's rows of `tail`: image_id, value, tail_p, y, x, by (max, mean) falling, then image_id."""
     lookup = unit.run.recorded("tail_by_unit", layout.tail_by_unit(unit.run.name, unit.layer.name))
-    return lookup.rows(["image_id", "value", "tail_p", "y", "x"], {"channel": unit.channel})
+    return _placed(lookup.rows(["image_id", "value", "tail_p", "y", "x"], {"channel": unit.channel}))
+
+
+def _placed(table: pa.Table) -> pa.Table:
+    """Replace an unknown y and x, of layers that are not spatial, by -1, as in the columns of a question."""
+    for name in ("y", "x"):
+        table = table.set_column(table.column_names.index(name), name, table[name].fill_null(-1))
+    return table
 
 
 def fires(unit: Unit, values: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -30,6 +30,7 @@ class Layer:
     channels: int
     height: int
     width: int
+    spatial: bool
     signed: bool
     upper_bound: float | None
     rf_size: int | None
@@ -143,11 +144,12 @@ class Run:
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         fields = [name for name in Layer.__dataclass_fields__ if name not in ("index", "name", "start")]
-        columns = ", ".join(["layer_index AS index", "layer AS name", *fields])
         layers: list[Layer] = []
         start = 0
-        for row in self.rows("layers", columns, last="ORDER BY layer_index").to_pylist():
-            layers.append(Layer(**row, start=start))
+        for row in self.rows("layers", "*", last="ORDER BY layer_index").to_pylist():
+            row.setdefault("spatial", True)  # not yet a column in stores of 0.1
+            named = {"index": row["layer_index"], "name": row["layer"], "start": start}
+            layers.append(Layer(**named, **{field: row[field] for field in fields}))
             start += row["channels"]
         return tuple(layers)
 

@@ -55,7 +55,9 @@ def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Examp
     with hdf5.reading(unit.run.array(relative)) as file:
         known = hdf5.dataset(file, "image_ids")[()]
         offsets, jpeg = hdf5.dataset(file, "offsets")[()], hdf5.dataset(file, "jpeg")
-        heat = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel] if maps else np.zeros((0, 1, 1), np.uint8)
+        heat = np.zeros((0, 1, 1), np.uint8)
+        if maps and unit.layer.spatial:
+            heat = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel]
         kept: list[Example | None] = []
         for rank, image_id in enumerate(image_ids):
             row = int(np.searchsorted(known, image_id))

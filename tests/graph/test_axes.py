@@ -100,7 +100,7 @@ def test_the_axis_that_neither_batch_nor_image_size_changes_is_the_channel(case:
             assert same == [axis], layer
             decided += 1
     # the 256 positions of a window do not change with the picture's size either
-    assert decided > (0.3 if case == "maxvit" else 0.6) * len(layers)
+    assert decided > (0.25 if case == "maxvit" else 0.6) * len(layers)
     for layer in layers:  # the map has the size that the layer states
         shape = layer.to_nchw(torch.empty(shapes[0][layer.node], device="meta")).shape
         assert tuple(shape) == (2, layer.channels, layer.height, layer.width)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
@@ -93,3 +93,34 @@ def vit() -> tuple[nn.Module, dict[str, Any]]:
 
 def swin() -> tuple[nn.Module, dict[str, Any]]:
     return _made(lambda: models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=CLASSES))
+
+
+WINDOW = 4
+
+
+class Windowed(nn.Module):
+    """A map, the same in windows, what these look at, and a map again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)  # a map of 16 x 16
+        self.inside = nn.Linear(8, 6)
+        self.heads = nn.Conv2d(2, 4, 1)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        n, c, h, w = x.shape
+        x = x.view(n, c, h // WINDOW, WINDOW, w // WINDOW, WINDOW).permute(0, 2, 4, 3, 5, 1)
+        x = self.inside(x.reshape(n, -1, WINDOW * WINDOW, c))  # [n, windows, offsets in a window, c]
+        tokens = x.flatten(1, 2)
+        keys = tokens.view(n, -1, 2, 3).transpose(1, 2)
+        looks = self.heads(keys @ keys.transpose(-2, -1)).softmax(-1)  # [n, heads, tokens, tokens]
+        tokens = self.norm(tokens + looks.mean(1) @ tokens)
+        x = tokens.view(n, h // WINDOW, w // WINDOW, WINDOW, WINDOW, 6).permute(0, 5, 1, 3, 2, 4).reshape(n, 6, h, w)
+        return self.head(x.relu().mean((2, 3)))
+
+
+def windowed() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(Windowed)

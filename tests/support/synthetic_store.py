@@ -176,7 +176,7 @@ def _description(made: Synthetic, names: dict[str, str]) -> dict[schema.Table, d
         schema.LAYERS: names | {
             "layer_index": list(range(len(LAYERS))), "layer": [x.name for x in LAYERS], "op": [x.op for x in LAYERS],
             "channels": [x.channels for x in LAYERS], "height": [x.side for x in LAYERS],
-            "width": [x.side for x in LAYERS], "signed": [x.signed for x in LAYERS],
+            "width": [x.side for x in LAYERS], "spatial": [True] * len(LAYERS), "signed": [x.signed for x in LAYERS],
             "upper_bound": [6.0, None, None][: len(LAYERS)], "rf_size": [8, 16, None][: len(LAYERS)],
             "rf_stride": [4, 8, None][: len(LAYERS)], "rf_offset": [-2, -4, None][: len(LAYERS)],
             "rf_global": [False, False, True][: len(LAYERS)], "rf_gated": [False] * len(LAYERS),

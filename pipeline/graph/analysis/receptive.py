@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from pipeline.graph.analysis.axes import Axes
+from pipeline.graph.analysis.axis import Axes
 from pipeline.graph.ops import MATMULS, Op, argument, parameters_of
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -81,12 +81,12 @@ def _step(
         return replace(known[source], gated=gated) if op.kind in ("chunk", "split", "getitem", "unbind") else lost
     spans = known[source].spans
     if op.kind in ("conv", "maxpool", "avgpool", "convtranspose", "interpolate", "adaptiveavgpool", "adaptivemaxpool"):
-        if spans is None or len(shapes[node]) != 4 or len(shapes[source]) != 4:
+        if spans is None or axes[source].roles[2:] != "hw" or len(shapes[node]) != 4:
             return lost
         moved = [_slide(node, op, spans[i], i, shapes, source) for i in (0, 1)]
         return Field((moved[0], moved[1]), gated) if moved[0] and moved[1] else lost
     if op.kind == "pad":
-        return Field(_padded(node, op, spans), gated) if spans is not None else lost
+        return Field(_padded(node, op, spans), gated) if spans is not None and axes[source].roles[2:] == "hw" else lost
     if op.kind == "linear" and axes[source].roles[-1] in "hwt":
         return lost
     return _merge(node, op, sources, known, shapes, axes, gated)
@@ -133,11 +133,8 @@ def _places(node: fx.Node, shapes: Shapes, axes: Mapping[fx.Node, Axes]) -> tupl
     node_axes, shape = axes.get(node), shapes[node]
     if node_axes is None:
         return None
-    sizes = tuple(size for role, size in zip(node_axes.roles, shape, strict=True) if role in "hw")
-    if len(sizes) < 2 and "t" in node_axes.roles and node_axes.grid is not None:
-        sizes = node_axes.grid
-    if len(sizes) == 2:
-        return sizes if prod(sizes) > 1 else ()
+    if node_axes.places is not None:
+        return node_axes.places if prod(node_axes.places) > 1 else ()
     return () if len(shape) == 2 and node_axes.roles == "nc" else None
 
 

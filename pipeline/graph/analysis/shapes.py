@@ -23,12 +23,14 @@ class Shapes:
     """What one pass through a network shows: the shape of each node that is a tensor, and what the network returns.
 
     `real`: the nodes that are floating-point tensors, which alone can be layers. `returned`: the network's result, with
-    tensors that may have no values; `structured`: the values of the nodes in it that are no tensors.
+    tensors that may have no values; `structured`: the values of the nodes in it that are no tensors. `numbers`: the
+    nodes that are whole numbers, such as sizes.
     """
 
     of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     real: set[fx.Node] = field(default_factory=set)
     structured: dict[fx.Node, Any] = field(default_factory=dict)
+    numbers: dict[fx.Node, int] = field(default_factory=dict)
 
 
 class _Recorder(fx.Interpreter):
@@ -49,7 +51,9 @@ class _Recorder(fx.Interpreter):
             self.shapes.of[n] = tuple(int(size) for size in value.shape)
             if value.is_floating_point():
                 self.shapes.real.add(n)
-        elif n in self.returned:
+        elif isinstance(value, int):
+            self.shapes.numbers[n] = value
+        if n in self.returned and not isinstance(value, Tensor):
             self.shapes.structured[n] = value
         return value
 
