@@ -11,7 +11,8 @@ run it, one unit per call. Another column shows lucent in batches of 8, with its
 "bare" is the same truncated, folded network, run the same way on ready pictures of those sizes: forward, the channel's
 mean, and backward to the pictures. It has no transforms and no parameterization.
 
-Random weights take as long as trained ones. Example: python benchmarks/featurevis.py --quick
+Random weights take as long as trained ones. The first table compares the pictures themselves, of trained weights: see
+`picture_values`. Example: python benchmarks/featurevis.py --quick
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run from a checkout, installed or not
 
+from benchmarks import picture_values
 from benchmarks.bench import Bar, Report, interleaved, options
 from pipeline.compat.modules import remove_hooks
 from pipeline.featurevis import Renderer, Settings, objectives
@@ -123,7 +125,8 @@ def _lucents(network: torch.nn.Module, layer: str, batch: int, steps: int) -> Ca
 @click.command(help=__doc__)
 @options
 @click.option("--network", type=click.Choice([*NETWORKS]), help="Measure only this network.  [default: both]")
-def main(quick: bool, json_file: str | None, network: str | None) -> None:
+@click.option("--sheet", metavar="FILE", help="Write the pictures that are compared, lucent's above ours.")
+def main(quick: bool, json_file: str | None, network: str | None, sheet: str | None) -> None:
     warnings.simplefilter("ignore")
     set_up()
     torch.manual_seed(SEED)
@@ -156,7 +159,11 @@ def main(quick: bool, json_file: str | None, network: str | None) -> None:
         f"{mean['lucent 8 / model']:.2f}x at the same network input, {mean['lucent 8 / canvas']:.2f}x at the canvas'"
     )
     report.notes.append(f"against lucent in batches of 8: {against}")
-    sys.exit(report.finish(("torch", "torchvision", "timm", "torch-lucent", "unitscope"), f"{SEED}", json_file))
+    values = picture_values.compare(quick, sheet)
+    packages = ("torch", "torchvision", "timm", "torch-lucent", "unitscope")
+    missed = values.finish(packages, f"{SEED}", None)
+    report.bars += values.bars
+    sys.exit(report.finish(packages, f"{SEED}", json_file) or missed)
 
 
 def _compare(

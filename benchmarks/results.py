@@ -14,7 +14,15 @@ from pathlib import Path
 import click
 
 FOLDER = Path(__file__).parent
-NOT_PROGRAMS = {"bench.py", "cases.py", "results.py", "make_store.py", "simulation.py", "slurm_task.py"}
+NOT_PROGRAMS = {
+    "bench.py",
+    "cases.py",
+    "picture_values.py",
+    "results.py",
+    "make_store.py",
+    "simulation.py",
+    "slurm_task.py",
+}
 
 
 def programs() -> list[str]:

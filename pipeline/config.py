@@ -64,7 +64,7 @@ class VisualizeConfig:
     directions: tuple[str, ...] = ("positive",)
     repeats: int = 1
     size: int = 128
-    input: str = "canvas"
+    input: str = "model"
     steps: int = 512
     batch: int = 16  # on one thread, torch uses a faster 1 x 1 convolution from a batch of 16 on
     parameterization: str = "fft"
@@ -99,7 +99,7 @@ class Config:
 CHOICES = {
     ("compute", "device"): ("auto", "cpu", "cuda"),
     ("compute", "precision"): ("float32", "bfloat16", "float16"),
-    ("visualize", "input"): ("canvas", "model"),
+    ("visualize", "input"): ("model", "canvas"),
     ("visualize", "kinds"): ("channel", "neuron", "diversity", "deepdream"),
     ("visualize", "directions"): ("positive", "negative"),
     ("visualize", "parameterization"): ("fft", "pixel", "laplacian_pyramid", "shared", "cppn", "maco"),

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pipeline.data.decode import BadImageError, open_image
-from pipeline.data.loading import pad_batch
-from pipeline.data.source import Entry
+from pipeline.commands.rehearsal import (
+    NOTHING,
+    Costs,
+    Rendering,
+    Seconds,
+    between,
+    classes_of,
+    of_fold_and_examples,
+    of_jpeg,
+    of_layers,
+    of_picture,
+    side_by_side,
+)
 from pipeline.driver import missing_shards
-from pipeline.featurevis import Picture, Renderer, memory
+from pipeline.featurevis import Renderer, memory
+from pipeline.graph import Layer
 from pipeline.job import Job, Stage, Work
 from pipeline.runtime.devices import set_up
+from pipeline.runtime.progress import say
 from pipeline.stages import STAGES, visualize
 from store.errors import UsageError
 
 # Measured on EfficientNet-Lite0 and 500 photographs: bytes per image and unit, and further bytes per unit.
 STORE_BYTES, STORE_BYTES_OF_UNIT = 4.1, 5_500
 PARTIAL_BYTES, PARTIAL_BYTES_OF_SIGNED = 10, 16  # float32 and uint16: max, argmax, mean; min, argmin
-SAMPLE = 3  # batches that are measured
+NOISY = 1.25  # times the least that was measured; with more between, a range is given
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per scanned picture, and per optimization step of one visualization, as measured on this machine."""
+    """What was measured on this machine, in seconds: see `rehearsal`."""
 
-    image: float
-    render_step: float
+    picture: Seconds
+    prepared: float
+    jpeg: Seconds
+    costs: Costs
+    rendered: Sequence[Rendering]
 
-    def seconds(self, work: Work) -> float:
-        """Return the estimated seconds for some work."""
-        return self.image * work.images + self.render_step * work.render_steps
+    def seconds(self, job: Job, work: Work) -> Seconds:
+        """Return the estimated seconds for some work in one process."""
+        layers, images, batch = len(job.spec.layers), len(job.dataset.entries), job.spec.config.scan.batch_size
+        total = self.jpeg.times(work.encoded)
+        if work.images:
+            padded = -(-work.images // batch) * batch
+            total += self.picture.times(padded)
+            total += NOTHING if work.encoded else Seconds(self.prepared, self.prepared)
+        if work.positions:
+            total += self.costs.examples(layers, work.images, work.positions)
+        if work.folded:
+            total += self.costs.fold(layers, work.folded, images, classes_of(job))
+        shards = [self._of_shard(job, layer, sum(batches)) for layer, batches in work.rendered]
+        return total + (side_by_side(shards, job.runtime.streams) if shards else NOTHING)
+
+    def _of_shard(self, job: Job, layer: Layer, pictures: int) -> Seconds:
+        known = between(self.rendered, job.spec.model.graph.cost(layer))
+        return known.picture.times(pictures) + Seconds(known.start, known.start)
 
 
 def make_plan(job: Job) -> str:
-    """Return the plan as text. It runs a few batches and steps to measure their time, and keeps no results."""
+    """Return the plan as text. It measures a little of each stage's work on this machine, and keeps no results."""
     set_up()
     for stage in STAGES:
         job.store.done(stage.name)  # raises, as `run` would, if the store holds a run with another config
-    entries = job.dataset.entries
-    images, units = len(entries), int(job.spec.units.offsets[-1])
-    rates = _measure(job, entries)
+    images, units = len(job.dataset.entries), int(job.spec.units.offsets[-1])
+    rates = measure(job)
     lines = [
         f"run       {job.store.run}, fingerprint {job.spec.fingerprint[:12]}, on {job.spec.device} "
         f"with {job.runtime.threads} threads, {job.spec.config.compute.workers} worker(s)",
@@ -51,7 +77,7 @@ def make_plan(job: Job) -> str:
         + (f"no predictions: {job.spec.no_predictions}" if job.spec.no_predictions else "predictions recorded"),
         f"dataset   {job.dataset.name}: {images:,} pictures",
         "",
-        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>9} {'per shard':>9}",
+        f"{'stage':10} {'shards':>8} {'done':>6} {'time':>15} {'per shard':>15}",
     ]
     for stage in STAGES:
         lines.append(_line(job, stage, rates))
@@ -61,67 +87,49 @@ def make_plan(job: Job) -> str:
     lines += [
         "",
         f"store     {_bytes(store)}; partials, until they are folded, {_bytes(partials)}",
-        f"measured  {1 / rates.image:.0f} pictures/s, {1 / rates.render_step:.0f} visualization steps/s",
+        f"measured  {1 / rates.picture.middle:.0f} pictures/s, {1e9 * rates.costs.value:.0f} ns to fold a value, "
+        f"{_steps(job, rates):.0f} visualization steps/s",
         _batch_line(job),
+        "          A time is a range where what was measured differed by more than a quarter.",
     ]
     return "\n".join(lines)
 
 
 def _line(job: Job, stage: Stage, rates: Rates) -> str:
-    seconds = rates.seconds(stage.work(job)) / job.spec.config.compute.workers
+    seconds = rates.seconds(job, stage.work(job)).times(1 / job.spec.config.compute.workers)
     expected = stage.expected(job)
-    time = f"{_duration(seconds):>9}" if seconds else ""
-    if seconds and stage.spec.many:  # a minute or two per shard is best on a cluster (docs/cluster.md)
-        time += f" {_duration(rates.seconds(stage.work(job)) / max(expected.first, 1)):>9}"
+    time = f"{duration(seconds):>15}" if seconds.high else ""
+    if seconds.high and stage.spec.many:  # a minute or two per shard is best on a cluster (docs/cluster.md)
+        time += f" {duration(seconds.times(job.spec.config.compute.workers / max(expected.first, 1))):>15}"
     try:
         total = sum(len(phase) for phase in stage.phases(job))
         done = total - len(missing_shards(job, stage))
-        return f"{stage.name:10} {total:8} {done:6} {time:>9}"
+        return f"{stage.name:10} {total:8} {done:6} {time}".rstrip()
     except (UsageError, FileNotFoundError):  # the shards follow from a stage that has not run
         count = expected.first + expected.later
-        return f"{stage.name:10} {count if expected.exact else f'to {count}':>8} {0:6} {time:>9}"
+        return f"{stage.name:10} {count if expected.exact else f'to {count}':>8} {0:6} {time}".rstrip()
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
+def duration(seconds: Seconds) -> str:
+    """Return a duration, or a range if the least and the most that was measured differ much."""
+    unit, length = next(((u, n) for u, n in (("h", 3600), ("min", 60)) if seconds.middle >= n), ("s", 1))
+    form = ".1f" if length > 1 or seconds.middle < 10 else ".0f"
+    if seconds.high <= NOISY * seconds.low:
+        return f"{seconds.middle / length:{form}} {unit}"
+    return f"{seconds.low / length:{form}} to {seconds.high / length:{form}} {unit}"
 
 
-def _measure(job: Job, entries: Sequence[Entry]) -> Rates:
-    """Measure decoding, the forward pass and the optimization step; the slower of the first two limits the scan."""
-    size = job.spec.config.scan.batch_size
-    pixels = []
-    started = time.perf_counter()
-    for entry in entries[: SAMPLE * size]:
-        try:
-            pixels.append(job.spec.model.preprocess.pixels(open_image(job.dataset.source.read(entry))))
-        except (BadImageError, OSError):
-            continue
-    decoding = (time.perf_counter() - started) / max(len(pixels), 1) / job.runtime.threads
-    preprocess = job.spec.model.preprocess
-    blank = np.zeros((preprocess.channels, preprocess.height, preprocess.width), np.uint8)
-    batch = pad_batch(pixels[:size] or [blank], size)
-    job.runtime.measurer.pixels(batch)
-    started = time.perf_counter()
-    for _ in range(SAMPLE):
-        job.runtime.measurer.pixels(batch)
-    forward = (time.perf_counter() - started) / SAMPLE / size
-    return Rates(max(forward / job.runtime.streams, decoding), _render_seconds(job) / job.runtime.streams)
+def measure(job: Job) -> Rates:
+    """Measure this machine at a little of each stage's work."""
+    say("plan: measuring this machine at a little of each stage's work")
+    picture, prepared = of_picture(job)
+    return Rates(picture, prepared, of_jpeg(job), of_fold_and_examples(job, classes_of(job)), of_layers(job))
 
 
-def _render_seconds(job: Job) -> float:
-    """Return the seconds per step and picture: the mean of the first and the middle visualized layer."""
-    chosen = visualize.settings(job)
-    layers = job.spec.visualized
-    seconds = []
-    for layer in {layers[0].name: layers[0], layers[len(layers) // 2].name: layers[len(layers) // 2]}.values():
-        times: list[float] = []
-        quick = Renderer(job.spec.model, layer, visualize.settings(job, steps=4))
-        quick.render([Picture(0)], on_step=lambda *_, times=times: times.append(time.perf_counter()))
-        seconds.append((times[-1] - times[0]) / (len(times) - 1) / chosen.batch)
-    return sum(seconds) / len(seconds)
+def _steps(job: Job, rates: Rates) -> float:
+    """Return the visualization steps per second of this machine, at the middle of the layers that were measured."""
+    middle = rates.rendered[len(rates.rendered) // 2]
+    return job.spec.config.visualize.steps * job.runtime.streams / middle.picture.middle
 
 
 def _batch_line(job: Job) -> str:

@@ -81,7 +81,7 @@ def _choice(name: str, default: str, about: str, section: str = "visualize") -> 
     "Random changes at every step: pad, jitter, scale, rotate, jitter (default); crops; or none.",
 )
 @_choice(
-    "input", "canvas", "Run the network at the size of the canvas (as in Lucid; faster) or at the model's input size."
+    "input", "model", "Run the network at the model's input size, or at the size of the canvas (as in Lucid; faster)."
 )
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: that of the parameterization]"

@@ -29,8 +29,8 @@ class Settings:
     `size`: the side of the canvas in pixels, or (height, width).
     `thresholds`: steps after which the pictures are also kept, as snapshots; 0 is the start.
     `learning_rate`, `optimizer`: 0 and "" mean those of the parameterization.
-    `input`: whether the network sees the transformed canvas at its own size ("canvas", as in Lucid) or resized to the
-    model's input size ("model", as in lucent).
+    `input`: whether the network sees the transformed canvas resized to the model's input size ("model", as in lucent)
+    or at its own size ("canvas", as in Lucid).
     `parameterization`: a name, or a callable with the signature of `Parameterization`.
     `transforms`: a name, or a sequence of transforms.
     `preprocess`: maps pictures in 0..1 to what the network takes, instead of the model's own normalization.
@@ -45,7 +45,7 @@ class Settings:
     learning_rate: float = 0.0
     optimizer: str = ""
     seed: int = 0
-    input: str = "canvas"
+    input: str = "model"
     parameterization: str | MakeParameterization = "fft"
     color: str = "decorrelated"
     alpha: bool = False

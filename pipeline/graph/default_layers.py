@@ -1,6 +1,6 @@
 """Choose the default layers, "blocks": the outputs of a network's building blocks, which people look at first."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +12,7 @@ from pipeline.graph.ops import TRANSPARENT, Op, argument
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 # A convolution ends a block if any consumer is not an activation, a norm, an add, a mul or a cat along channels.
 _SCALES = frozenset({"mul", "div", "add", "sub", "mean", "norm", "addcmul", "sqrt", "square", "pow"})
+_LINEAR = frozenset({"conv", "add"})
 _TAKES_PART = frozenset({"add", "mul", "cat"})
 
 
@@ -29,10 +30,10 @@ class View:
 def choose(view: View, logits: str | None) -> set[fx.Node]:
     """Return the nodes of "blocks", among those that depend on the picture through a weight.
 
-    These are activations, concatenations along channels (unless only norms use them), residual sums (unless only
-    activations use them, perhaps after further sums: parallel branches of RepVGG), convolutions that end a block or the
-    norms on them, and the node named `logits`. Depthwise convolutions and gates are left out, and so is a node that is
-    only concatenated.
+    These are activations, concatenations along channels (unless only norms use them), residual sums, convolutions that
+    end a block or the norms on them, and the node named `logits`. A sum of parallel linear branches is no residual sum,
+    nor is one that only activations use, perhaps after further sums. Depthwise convolutions and gates are left out, and
+    so is a node that is only concatenated.
     """
     gates = _gates(view)
     chosen: set[fx.Node] = set()
@@ -92,7 +93,27 @@ def _residual(node: fx.Node, view: View) -> bool:
     inputs = [source for source in node.all_input_nodes if view.depends.get(source, 0)]
     if len(inputs) != 2 or any(view.shapes.get(source) != view.shapes[node] for source in inputs):
         return False
-    return not any(_is_scaled(a, b, view) for a, b in (inputs, inputs[::-1]))
+    return not any(_is_scaled(a, b, view) for a, b in (inputs, inputs[::-1])) and not _parallel(inputs, view)
+
+
+def _parallel(summands: Sequence[fx.Node], view: View) -> bool:
+    """Whether two summands are linear branches of one input, and neither is that input (RepVGG, FastViT, MobileOne)."""
+    first, second = summands
+    reached = [_linear_sources(node, view) for node in summands]
+    return first not in reached[1] and second not in reached[0] and bool(reached[0] & reached[1])
+
+
+def _linear_sources(node: fx.Node, view: View) -> set[fx.Node]:
+    """Return the nodes from which only convolutions, norms and sums lead to a node, with that node."""
+    reached, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        op = view.ops[current]
+        if op.kind in _LINEAR or op.kind in TRANSPARENT or _plain_norm(op):
+            fresh = {source for source in current.all_input_nodes if view.depends.get(source, 0)} - reached
+            reached |= fresh
+            waiting += fresh
+    return reached
 
 
 def _is_scaled(node: fx.Node, other: fx.Node, view: View) -> bool:

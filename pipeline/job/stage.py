@@ -10,6 +10,7 @@ from store.publish import Record
 from store.stages import StageSpec, spec_of
 
 if TYPE_CHECKING:
+    from pipeline.graph import Layer
     from pipeline.job.job import Job
 
 
@@ -30,10 +31,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Work:
-    """What a whole stage computes: forward passes over images, and optimization steps over pictures."""
+    """What a whole stage computes, for estimates of its time.
 
-    images: float = 0
-    render_steps: float = 0
+    `images`: forward passes over images. `encoded`: pictures that are kept as JPEG. `positions`: of activation maps
+    that are kept. `folded`: units that are folded over all images. `rendered`: the sizes of the batches of each shard
+    of visualizations, with the shard's layer.
+    """
+
+    images: int = 0
+    encoded: int = 0
+    positions: int = 0
+    folded: int = 0
+    rendered: tuple[tuple[Layer, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
         for index, maps in collected.maps.items():
             total.maps.setdefault(index, []).extend(maps)
             total.owners.setdefault(index, []).extend(collected.owners[index])
-        jpegs += [_jpeg(p, job.spec.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
+        jpegs += [encoded(p, job.spec.config.examples.size) for p in batch.pixels[: len(batch.ids)]]
         advance(len(batch.ids))
     arrays = _flat(ids, jpegs)
     for index in sorted(total.maps):
@@ -164,7 +164,8 @@ def _pictures(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
         return out.commit()
 
 
-def _jpeg(pixels: NDArray[np.uint8], size: int) -> bytes:
+def encoded(pixels: NDArray[np.uint8], size: int) -> bytes:
+    """Return a picture, uint8 [C, H, W], as JPEG. Its short side becomes `size` pixels, unless that is 0."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if size:
         scale = size / min(image.size)
@@ -218,4 +219,10 @@ def _expected(job: Job) -> Expected:
     return Expected(-(-_images_planned(job) // job.spec.config.scan.shard_size), 1, exact=False)
 
 
-STAGE = Stage("examples", "img", _phases, _run, _expected, lambda job: Work(images=_images_planned(job)))
+def _work(job: Job) -> Work:
+    images, count = _images_planned(job), job.spec.config.examples.count
+    positions = sum(x.channels * min(x.height, MAP) * min(x.width, MAP) for x in job.spec.layers if x.spatial)
+    return Work(images=images, encoded=images, positions=positions * min(count, len(job.dataset.entries)))
+
+
+STAGE = Stage("examples", "img", _phases, _run, _expected, _work)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import config as configs
 from pipeline.graph.analysis.boxes import boxes
-from pipeline.job import Expected, Job, Shard, Stage
+from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.runtime.timing import phase
 from pipeline.scan.batch_statistics import check_sign
 from pipeline.stages.describe import description_tables
@@ -244,4 +244,8 @@ def _expected(job: Job) -> Expected:
     return Expected(len(job.spec.layers), -(-len(job.dataset.entries) // layout.BLOCK) + 1)
 
 
-STAGE = Stage("fold", "unit", _phases, _run, _expected, at_once=lambda job: job.runtime.streams)
+def _work(job: Job) -> Work:
+    return Work(folded=int(job.spec.units.offsets[-1]))
+
+
+STAGE = Stage("fold", "unit", _phases, _run, _expected, _work, at_once=lambda job: job.runtime.streams)

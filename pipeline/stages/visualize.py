@@ -105,9 +105,20 @@ def pictures_planned(job: Job) -> int:
 
 
 def _expected(job: Job) -> Expected:
-    sizes = shard_sizes(job)
-    shards = sum(-(-len(g.pictures) // g.batch(sizes[g.layer.name])) for g in _groups_planned(job))
-    return Expected(shards, 1, exact=False)
+    return Expected(len(shards_planned(job)), 1, exact=False)
+
+
+def shards_planned(job: Job) -> tuple[tuple[Layer, tuple[int, ...]], ...]:
+    """Return the layer of each shard that the config asks for, and the sizes of its batches, dead units included."""
+    sizes, wanted = shard_sizes(job), job.spec.config.visualize.batch
+    shards = []
+    for group in _groups_planned(job):
+        size, batch = group.batch(sizes[group.layer.name]), group.batch(wanted)
+        for first in range(0, len(group.pictures), size):
+            count = min(size, len(group.pictures) - first)
+            batches = (group.padded(min(batch, count - start), batch) for start in range(0, count, batch))
+            shards.append((group.layer, tuple(batches)))
+    return tuple(shards)
 
 
 def _groups_planned(job: Job) -> list[Group]:
@@ -216,7 +227,7 @@ def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _work(job: Job) -> Work:
-    return Work(render_steps=job.spec.config.visualize.steps * pictures_planned(job))
+    return Work(rendered=shards_planned(job))
 
 
 STAGE = Stage("visualize", "unit", _phases, _run, _expected, _work, at_once=lambda job: job.runtime.streams)

@@ -90,7 +90,7 @@ def test_a_python_model_of_five_channels_any_canvas_and_its_own_preprocessing(mo
     monkeypatch.chdir(Path(__file__).parent)
     model = open_model("python:test_models:bands")
     for size in (9, (40, 24)):
-        before, after = (render(model, "act:3", size=size, steps=n, progress=False) for n in (0, 8))
+        before, after = (render(model, "act:3", size=size, steps=n, input="canvas", progress=False) for n in (0, 8))
         assert after.images.shape == (1, *((9, 9) if size == 9 else (40, 24)), 5)
         assert after.transformed > before.transformed
         assert after.input == "canvas"

@@ -24,6 +24,7 @@ from pipeline.featurevis.parameterizations import (
     Parameterization,
     Pixel,
     Shared,
+    lowres,
     spectrum,
 )
 from pipeline.featurevis.parameterizations.pyramid import SHARED
@@ -258,6 +259,26 @@ def test_pyramids_and_shared_layers_are_made_of_lucents_lowres(lucent: Any) -> N
         low.data.copy_(layer[0].data)
         total = total + enlarge().detach()
     torch.testing.assert_close(shared().detach(), torch.sigmoid(total), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [None, False, True, 3, (0, 5), (True, 2)])
+def test_a_lowres_picture_is_moved_as_lucids(offset: Any, lucent: Any) -> None:
+    """Lucid pads before the first row and column, mirrored with the edge, and cuts off what is over."""
+    ours = lowres(4, offset)(_starts([0, 1]), (3, 24, 32), "plain")
+    _move(ours, 1.0)
+    (low,), enlarge = lucent.lowres_tensor((2, 3, 24, 32), (2, 3, 6, 8))
+    low.data.copy_(ours.parameters[0].data)
+    pair = offset if isinstance(offset, tuple) else (offset, offset)
+    down, right = (2 if pixels is True else int(pixels or 0) for pixels in pair)
+    padded = np.pad(enlarge().detach().numpy(), ((0, 0), (0, 0), (down, 0), (right, 0)), mode="symmetric")
+    expected = torch.sigmoid(torch.from_numpy(padded[:, :, :24, :32]))
+    torch.testing.assert_close(ours().detach(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [-1, 25])
+def test_a_picture_is_not_moved_out_of_itself(offset: int) -> None:
+    with pytest.raises(UsageError, match="offset"):
+        lowres(4, offset)(_starts([0]), (3, 24, 24))()
 
 
 def test_a_cppn_is_lucents(lucent: Any) -> None:

@@ -166,7 +166,7 @@ def test_a_network_of_one_size_sees_its_own(channels: int, capfd: pytest.Capture
     model = _patches(channels)
     strides = [p.stride() for p in model.network.parameters()]
     layers = {layer.name: layer for layer in model.graph.layers("all")}
-    settings = Settings(size=40, steps=8, batch=2, learning_rate=0.5)
+    settings = Settings(size=40, steps=8, batch=2, learning_rate=0.5, input="canvas")
     inputs = {name: Renderer(model, layer, settings).input for name, layer in layers.items()}
     assert inputs["embed"] == "canvas"
     assert inputs["mix"] == "model"

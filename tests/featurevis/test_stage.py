@@ -76,7 +76,7 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
     assert whole["value_vs_best_example"].isna().all()
     assert whole["rank_in_layer"].isna().all()
     assert table.loc[table["kind"] == "diversity", "repeat"].tolist() == [0, 1, 2, 3] * 12
-    assert set(table["input"]) == {"canvas"}
+    assert set(table["input"]) == {"model"}
     assert verify.verify(job.store.root).problems == ()
     for _, row in table.iterrows():
         picture = _images(job, row)
@@ -186,7 +186,9 @@ def test_a_pictures_bits_follow_from_the_config_and_the_size_of_its_batch(
 def test_memory_of_a_batch_is_what_autograd_keeps(small_model: Model) -> None:
     (layer,) = small_model.graph.layers(["blocks.1.1.add"])
     small, large = (
-        memory.bytes_of_a_picture(Renderer(small_model, layer, Settings(size=size, batch=1, transforms="none")))
+        memory.bytes_of_a_picture(
+            Renderer(small_model, layer, Settings(size=size, batch=1, transforms="none", input="canvas"))
+        )
         for size in (32, 64)
     )
     assert large == pytest.approx(4 * small, rel=0.2)

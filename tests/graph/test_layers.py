@@ -132,6 +132,19 @@ class _Parallel(nn.Module):
         return x + self.act(self.wide(x) + self.narrow(x) + self.norm(x))
 
 
+class _Mixer(nn.Module):
+    """Two branches whose sum, less a third, is scaled and added to the input, as in FastViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return x + self.scale * (self.wide(x) + self.narrow(x) - self.norm(x))
+
+
 class _Responses(nn.Module):
     """Global response normalization: a map plus itself, scaled by what it is on average."""
 
@@ -152,6 +165,7 @@ class _Responses(nn.Module):
     [
         (_Parallel, ["stem", "block.act", "block.add_2", "head"]),
         (_Responses, ["stem", "block.act", "block.add_2", "head"]),
+        (_Mixer, ["block.relu", "block.add_1", "head"]),
     ],
 )
 def test_sums_inside_a_block_are_no_residual_sums(block: type[nn.Module], chosen: list[str]) -> None:

@@ -4,7 +4,7 @@ from pipeline.featurevis.parameterizations.cppn import CPPN
 from pipeline.featurevis.parameterizations.fourier import FFT, Maco, spectrum
 from pipeline.featurevis.parameterizations.parameterization import COLORS, Parameterization
 from pipeline.featurevis.parameterizations.pixel import Pixel
-from pipeline.featurevis.parameterizations.pyramid import LaplacianPyramid, Shared
+from pipeline.featurevis.parameterizations.pyramid import LaplacianPyramid, Shared, lowres
 
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
     "fft": FFT, "pixel": Pixel, "laplacian_pyramid": LaplacianPyramid, "shared": Shared, "cppn": CPPN, "maco": Maco,
@@ -12,5 +12,5 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
 
 __all__ = [
     "COLORS", "CPPN", "FFT", "PARAMETERIZATIONS", "LaplacianPyramid", "Maco", "Parameterization", "Pixel", "Shared",
-    "spectrum",
+    "lowres", "spectrum",
 ]  # fmt: skip

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pipeline.featurevis.parameterizations.fourier import FFT
 from pipeline.featurevis.parameterizations.parameterization import Parameterization, normal
+from store.errors import UsageError
 
+Offset = bool | int | tuple[bool | int, bool | int] | None
 LEVELS = 4
 # (number of pictures, divisor of the sides) of each shared layer in Lucid's aligned interpolation. A layer of one
 # picture is the same for the whole group. A layer of two is blended: the first picture of the group gets the first of
@@ -52,6 +54,48 @@ class Shared(FFT):
             large = enlarged(layer.flatten(0, 1), self.height, self.width).unflatten(0, (groups, pictures))
             x = x + _blended(large, self.group).flatten(0, 1)
         return x
+
+
+class Lowres(Parameterization):
+    """One small picture, enlarged: Lucid's `lowres_tensor`."""
+
+    divisor = 8
+    offset: Offset = None
+
+    def draw(self, starts: Sequence[torch.Generator]) -> list[Tensor]:
+        return [normal(starts, (self.planes, *_divided(self.height, self.width, self.divisor)))]
+
+    def unbounded(self) -> Tensor:
+        (small,) = self.parameters
+        return shifted(enlarged(small, self.height, self.width), self.offset, (small.shape[2], small.shape[3]))
+
+
+def lowres(divisor: int = 8, offset: Offset = None) -> type[Lowres]:
+    """Return a parameterization for `parameterization=`: a picture of 1 / divisor of the sides, enlarged.
+
+    `offset` moves it down and to the right, as in `shifted`.
+    """
+    if divisor < 1:
+        raise UsageError(f"divisor = {divisor}: must be at least 1")
+    return type("Lowres", (Lowres,), {"divisor": divisor, "offset": offset})
+
+
+def shifted(x: Tensor, offset: Offset, small: tuple[int, int]) -> Tensor:
+    """Move pictures [n, C, H, W] down and to the right, and mirror them at the edge that this opens.
+
+    `offset`: pixels, for both axes or (down, right). True is half a pixel of the `small` picture of height and width
+    that was enlarged; None and False are nothing. As `offset` of Lucid's `lowres_tensor`, there also for other axes.
+    """
+    pair = offset if isinstance(offset, tuple) else (offset, offset)
+    for axis, (given, length) in enumerate(zip(pair, small, strict=True), start=2):
+        size = x.shape[axis]
+        pixels = int(size / length / 2) if given is True else int(given or 0)
+        if not 0 <= pixels <= size:
+            raise UsageError(f"offset = {offset!r}: must be from 0 to {size}, the side of the picture")
+        if pixels:
+            mirrored = x.narrow(axis, 0, pixels).flip(axis)
+            x = torch.cat([mirrored, x.narrow(axis, 0, size - pixels)], axis)
+    return x
 
 
 def enlarged(x: Tensor, height: int, width: int) -> Tensor:
