@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline import driver
-from pipeline.config import parse_config
+from pipeline.config import ComputeConfig, DatasetConfig, ModelConfig
 from pipeline.data.decode import BadImageError, open_image
 from pipeline.data.loading import Batch, batches
 from pipeline.featurevis import Renderer, Settings, objectives
@@ -32,10 +32,10 @@ from pipeline.graph import Layer
 from pipeline.job import Job
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.scan.batch_statistics import BatchStatistics
-from pipeline.stages import examples, stage_named, visualize
+from pipeline.stages import STAGES, examples, fold, visualize
 from pipeline.stages.scan import Rows
 from pipeline.stages.work_sizes import channels_together
-from store import hdf5
+from store import hdf5, publish
 
 SIDE, PAIRS = 28, 3  # of the small runs' networks: PAIRS times a convolution and a ReLU, with maps of SIDE x SIDE
 NARROW, WIDE = 32, 256  # their channels
@@ -224,20 +224,21 @@ def _small_run(job: Job, folder: Path, made: Callable[[], Any], images: int, cla
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(target)
     config = job.spec.config
-    sections = {
-        "model": {"source": f"python:{__name__}:{made.__name__}", "layers": "all"},
-        "dataset": {"source": f"folder:{folder / 'pictures'}", "name": "noise"},
-        "scan": {"topk": config.scan.topk, "lowest": config.scan.lowest},
-        "examples": {"count": config.examples.count},
-        "compute": {"device": "cpu", "threads": config.compute.threads},
-    }
-    small = Job(parse_config(sections, "rehearsal"), folder / "store", progress=False)
-    driver.run(small, ("index", "calibrate", "scan"))
-    ends = [time.perf_counter()]
-    for name in ("fold", "examples"):
-        driver.run_stage(small, stage_named(name))
-        ends.append(time.perf_counter())
-    return _SmallRun(ends[1] - ends[0], ends[2] - ends[1], len(small.spec.layers), int(small.spec.units.offsets[-1]))
+    changed = replace(
+        config,
+        model=ModelConfig(f"python:{__name__}:{made.__name__}", layers="all"),
+        dataset=DatasetConfig(f"folder:{folder / 'pictures'}", "noise"),
+        compute=ComputeConfig("cpu", threads=config.compute.threads),
+    )
+    small = Job(changed, folder / "store", progress=False)
+    publish.ensure_store(small.store.root)
+    seconds = {}
+    for stage in STAGES[: STAGES.index(visualize.STAGE)]:
+        started = time.perf_counter()
+        driver.run_stage(small, stage)
+        seconds[stage.name] = time.perf_counter() - started
+    layers, units = len(small.spec.layers), int(small.spec.units.offsets[-1])
+    return _SmallRun(seconds[fold.STAGE.name], seconds[examples.STAGE.name], layers, units)
 
 
 @dataclass(frozen=True)

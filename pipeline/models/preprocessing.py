@@ -35,8 +35,9 @@ RESAMPLING = {
 class Preprocess:
     """PIL image -> float32 tensor [channels, height, width], which is the input of the network.
 
-    The short side is resized to `resize` pixels, or both sides to the input size if `squash` is set. Then the centre is
-    cropped, values are scaled to 0..1, and each channel becomes `(x - mean) / std`.
+    The short side is resized to `resize` pixels. If `squash` is set, the picture is resized to the shape of the input
+    instead, whose short side becomes `resize`; smaller numbers mean the input's own size. Then the centre is cropped,
+    values are scaled to 0..1, and each channel becomes `(x - mean) / std`.
     """
 
     height: int = 224
@@ -97,7 +98,8 @@ class Preprocess:
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.squash:
-            return self.width, self.height
+            shorter = min(self.width, self.height)
+            return self.width * max(self.resize, shorter) // shorter, self.height * max(self.resize, shorter) // shorter
         short, long = min(width, height), max(width, height)
         scaled = max(int(self.resize * long / short), 1)
         return (self.resize, scaled) if width <= height else (scaled, self.resize)
@@ -175,6 +177,8 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Preprocess:
         plain.setdefault("height", plain.get("width"))
         plain.setdefault("width", plain["height"])
         plain.setdefault("resize", min(plain["height"], plain["width"]))
+    if plain.get("squash"):
+        plain.setdefault("resize", Preprocess.height)
     return Preprocess(**plain)
 
 

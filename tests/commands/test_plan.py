@@ -55,7 +55,8 @@ def test_every_long_stage_has_an_estimate_of_all_its_work(tmp_path: Path) -> Non
     found = {stage.name: rates.seconds(job, stage.work(job)) for stage in STAGES}
     layers, units = len(job.spec.layers), int(job.spec.units.offsets[-1])
     assert found["scan"].middle == 8 * 2 + 11
-    assert found["fold"].middle == pytest.approx(layers + units * (0.1 + 8 * 0.01))  # the demo has no classes
+    classes = 4
+    assert found["fold"].middle == pytest.approx(layers + units * (0.1 + 8 * 0.01 + classes * 0.001))
     assert found["fold"].high / found["fold"].low == pytest.approx(1.1 / 0.9)
     kept = sum(x.channels * min(x.height, 14) * min(x.width, 14) for x in job.spec.layers) * 8
     assert found["examples"].middle == pytest.approx(8 * 2 + 8 * 0.5 + 5 + layers * 8 * 0.5 + kept * 0.25)

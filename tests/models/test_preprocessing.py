@@ -49,6 +49,16 @@ def test_equals_timm(size: tuple[int, int]) -> None:
     _same(preprocessing.from_timm(config)(image), theirs(image), config["std"])
 
 
+@pytest.mark.parametrize("size", [(97, 61), (60, 130)])
+@pytest.mark.parametrize("crop_pct", [0.9, 0.956, 1.0])
+def test_a_squashed_picture_is_cropped_as_timms(size: tuple[int, int], crop_pct: float) -> None:
+    """dm_nfnet_f0 resizes the whole picture to a square of 213 pixels and takes 192 of them."""
+    config = timm.data.resolve_data_config({}, model=timm.create_model("tf_efficientnet_lite0"))
+    config |= {"crop_mode": "squash", "crop_pct": crop_pct, "input_size": (3, 48, 48)}
+    image = _picture(size)
+    _same(preprocessing.from_timm(config)(image), timm.data.create_transform(**config)(image), config["std"])
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @settings(max_examples=25, deadline=None)
