@@ -87,6 +87,16 @@ def mnasnet() -> tuple[nn.Module, dict[str, Any]]:
     return _made(lambda: models.MNASNet(0.25, CLASSES))
 
 
+def googlenet() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: models.GoogLeNet(CLASSES, aux_logits=False, init_weights=False))
+
+
+def inception() -> tuple[nn.Module, dict[str, Any]]:
+    """Make it for pictures of 80 pixels, of which its last maps still have a few positions."""
+    network, described = _made(lambda: models.Inception3(CLASSES, aux_logits=False, init_weights=False))
+    return network, described | {"height": 80, "width": 80, "resize": 80}
+
+
 def vit() -> tuple[nn.Module, dict[str, Any]]:
     return _made(lambda: models.VisionTransformer(64, 16, 2, 4, 48, 96, num_classes=CLASSES))
 
