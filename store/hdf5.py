@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from store.checked_file import CheckedFile
 from store.errors import UsageError
 
 
@@ -34,13 +35,21 @@ class Array:
 def write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> None:
     """Write all arrays to a new file, without a lock, which some network file systems do not have.
 
-    The same arrays give the same bytes: the file holds no times and no machine names.
+    The same arrays give the same bytes: the file holds no times and no machine names. Raises OSError if any write
+    fails, also one that HDF5 puts off until the file is closed.
     """
-    with h5py.File(path, "w", libver="latest", locking=False) as file:
-        for key, value in sorted((attributes or {}).items()):
-            file.attrs[key] = value
-        for name, array in arrays.items():
-            create(file, name, array)
+    target = CheckedFile(path)
+    try:
+        with h5py.File(target, "w", libver="latest") as file:
+            for key, value in sorted((attributes or {}).items()):
+                file.attrs[key] = value
+            for name, array in arrays.items():
+                create(file, name, array)
+    except Exception:
+        if target.failure is None:
+            raise  # else HDF5 stumbled over what was not written, and close raises the reason
+    finally:
+        target.close()
 
 
 def create(file: h5py.File, name: str, array: Array) -> None:

@@ -15,7 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from store import layout
+from store import layout, regular_file
+
+_MOST = 1e15
+_EVERY: dict[str, type] = {"host": str, "pid": int, "time": float}
+_SHARD: dict[str, type] = {"run": str, "stage": str, "shard": str}
+_MEASURED: dict[str, type] = {"seconds": float, "phases": dict, "size": int, "unit": str}
+_FIELDS: dict[str, dict[str, type]] = {
+    "plan": {"run": str, "stage": str, "phases": list},
+    "begin": _SHARD,
+    "failed": _SHARD | {"error": str},
+    "done": _SHARD | _MEASURED,
+    "overtaken": _SHARD | _MEASURED,
+    "submitted": {"chain": int, "run": str, "step": str, "job": str, "done": int},
+}
 
 
 class Log:
@@ -60,10 +73,33 @@ def read(root: Path, kind: str = "shards") -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(errors="replace").splitlines():
+    try:
+        text = regular_file.read(path).decode(errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and "time" in event and "event" in event:
+        if _is_event(event):
             yield event
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line is an event with the fields of its kind. In a store from elsewhere, anything may stand there."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] not in _FIELDS:
+        return False
+    wanted = _EVERY | _FIELDS[event["event"]]
+    return all(name in event and _is(event[name], kind) for name, kind in wanted.items())
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is dict:
+        return isinstance(value, dict) and all(_is(number, float) for number in value.values())
+    if kind is list:
+        return isinstance(value, list) and all(_is(number, int) for number in value)
+    if kind is str:
+        return isinstance(value, str)
+    numbers = (int, float) if kind is float else int
+    return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _MOST

@@ -1,30 +1,39 @@
 """Atomic publication. Only this module renames, links, syncs or removes a store's files.
 
 A file counts as published once a commit record lists it. To publish: write under a temporary name, close, fsync, hash,
-rename, fsync the directory, then `link()` the record into place. There are no locks: if the link fails because the
-record exists, another process was faster, and the two records, with the digests in them, are compared.
+announce what will be published (`store.intents`), rename, fsync the directories, then `link()` the record into place.
+There are no locks: if the link fails because the record exists, another process was faster, and the two records, with
+the digests in them, are compared.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from store import layout, views
+from store import containment, intents, layout, regular_file, views
 from store.errors import UsageError
 
-TEMPORARY = ".tmp-"
+TEMPORARY = intents.TEMPORARY
+MOST_BYTES = 1 << 28  # of a commit record or a manifest
 STALE_SECONDS = 24 * 3600  # age at which temporaries are removed if their process cannot be checked (other hosts)
+
+
+# Failures to write that a person has to see to. Trying again elsewhere would not help.
+_UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+)
 
 
 class DisagreementError(UsageError):
@@ -63,14 +72,34 @@ class Record:
 class Publication:
     """Collects the files of one shard under temporary names; `commit` makes them visible together."""
 
-    def __init__(self, root: Path, run: str, stage: str, shard: str, fingerprint: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run: str,
+        stage: str,
+        shard: str,
+        fingerprint: str,
+        confirm: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Begin. `confirm` is called when nobody else can publish this shard, before its files become visible.
+
+        It raises UsageError to give up.
+        """
         self.root, self.run, self.stage, self.shard, self.fingerprint = root, run, stage, shard, fingerprint
+        self.confirm = confirm
         self._pending: dict[str, Path] = {}
 
     def path(self, relative: str) -> Path:
-        """Return a temporary path to write to; `commit` renames it to `relative`."""
+        """Return a temporary path to write to; `commit` renames it to `relative`.
+
+        Raises UsageError if that is not a path of the store, or if a link is on the way to it.
+        """
+        fault = containment.fault_of_path(relative)
+        if fault is not None:
+            raise UsageError(fault)
+        containment.refuse_links(self.root, [relative])
         final = self.root / relative
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(final.parent)
         self._pending[relative] = _temporary(final)
         return self._pending[relative]
 
@@ -86,16 +115,42 @@ class Publication:
         ]
         files = tuple(sorted([*written, *gone], key=lambda file: file.path))
         new = Record(self.run, self.stage, self.shard, self.fingerprint, files, facts or {})
-        record_path = self.root / layout.record(self.run, self.stage, self.shard)
-        if record_path.exists():
+        place = layout.record(self.run, self.stage, self.shard)
+        containment.refuse_links(self.root, [place])
+        if (self.root / place).exists():
             self.discard()
-            return _same(record_path, new)
-        for relative, temporary in self._pending.items():
-            os.replace(temporary, self.root / relative)
-        for folder in sorted({(self.root / relative).parent for relative in self._pending}):
-            _sync_folder(folder)
-        self._pending.clear()
-        return _link(record_path, new)
+            return _same(self.root, place, new)
+        with self._announced(place, new):
+            if (self.root / place).exists():
+                self.discard()
+                return _same(self.root, place, new)
+            self.confirm()
+            for relative, temporary in self._pending.items():
+                os.replace(temporary, self.root / relative)
+            for folder in sorted({(self.root / relative).parent for relative in self._pending}):
+                _sync_upward(self.root, folder)
+            self._pending.clear()
+            return _link(self.root, place, new)
+
+    @contextmanager
+    def _announced(self, place: str, new: Record) -> Iterator[None]:
+        """Announce the record, and the files of a dataset, which several runs can publish at the same time."""
+        shared = [file for file in new.files if file.path.startswith("datasets/")]
+        folders = sorted({(self.root / file.path).parent for file in shared})
+        text = "\n".join(f"{file.path} {file.sha256}" for file in shared)
+        record_path = self.root / place
+        _make_folders(record_path.parent)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(intents.announced(record_path.parent, record_path.name, new.text()))
+                for folder in folders:
+                    stack.enter_context(intents.announced(folder, "dataset", text))
+                yield
+        except intents.OtherIntentError as error:
+            raise DisagreementError(
+                f"{self.root}: the process {error} is publishing other contents of {place} now: when it has ended, run "
+                "again"
+            ) from error
 
     def discard(self) -> None:
         for temporary in self._pending.values():
@@ -105,8 +160,15 @@ class Publication:
     def __enter__(self) -> Publication:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        written = sum(path.stat().st_size for path in self._pending.values() if path.exists())
         self.discard()
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            where = error.filename or self.root / layout.record(self.run, self.stage, self.shard)
+            raise UsageError(
+                f"{where} cannot be written ({os.strerror(error.errno)}), after {written} bytes of this shard: make "
+                "room, or see to the disk, and run again; what is committed is not touched"
+            ) from error
 
 
 def write_manifest(root: Path) -> None:
@@ -132,7 +194,7 @@ def ensure_store(root: Path) -> None:
     check_path(root)
     manifest = root / layout.MANIFEST
     if not manifest.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        _make_folders(root)
         if any(
             p.name not in (layout.COMMITS, layout.LOGS, layout.VIEWS) and not p.name.startswith(TEMPORARY)
             for p in root.iterdir()
@@ -154,12 +216,12 @@ def check_version(root: Path) -> None:
     """Raise UsageError if `root` is not a store, or is a store of another format version."""
     manifest = root / layout.MANIFEST
     try:
-        version = json.loads(manifest.read_text())["format"]
+        version = json.loads(regular_file.read(manifest, MOST_BYTES).decode())["format"]
     except FileNotFoundError:
         raise UsageError(
             f"{root} is no unitscope store (it has no {layout.MANIFEST}): run `unitscope run CONFIG` first"
         ) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UsageError(f"{manifest} cannot be read ({error}): see `unitscope verify {root}`") from error
     if version != layout.FORMAT_VERSION:
         raise UsageError(
@@ -177,40 +239,74 @@ def committed(root: Path, run: str, stage: str) -> set[str]:
 def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
     """Read the commit records, of one run or stage if given, sorted by run, stage and shard."""
     folder = root / layout.COMMITS
-    commits = []
-    for path in sorted(folder.glob(f"{run or '*'}/{stage or '*'}/*.json")):
-        if not path.name.startswith(TEMPORARY):
-            commits.append(read_record(path))
+    places = [
+        path.relative_to(root).as_posix()
+        for path in sorted(folder.glob(f"{glob.escape(run or '') or '*'}/{glob.escape(stage or '') or '*'}/*.json"))
+        if not path.name.startswith(TEMPORARY)
+    ]
+    containment.refuse_links(root, places)
+    commits = [read_record(root, place) for place in places]
+    containment.refuse_links(root, (file.path for _, file in files_of(commits)))
     return commits
 
 
-def read_record(path: Path) -> Record:
+def all_records(root: Path) -> list[Record]:
+    """Read all commit records. Raises UsageError if the manifest lists any that are gone, as `records` does not."""
+    commits = records(root)
+    gone = vanished(root, commits)
+    if gone:
+        raise UsageError(
+            f"{root / layout.MANIFEST} lists {len(gone)} commit record(s) that {'are' if len(gone) > 1 else 'is'} "
+            f"gone, the first {gone[0]}: put them back, or see `unitscope verify {root}`"
+        )
+    return commits
+
+
+def vanished(root: Path, commits: Iterable[Record]) -> list[str]:
+    """Return the places of the records that the manifest lists and that are not among these."""
     try:
-        body = json.loads(path.read_text())
-        files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
-        return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"commit record {path} is damaged ({error}): see `unitscope verify`") from error
+        listed = json.loads(regular_file.read(root / layout.MANIFEST, MOST_BYTES).decode())["records"]
+        places = {layout.record(r["run"], r["stage"], r["shard"]) for r in listed}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # a manifest that cannot be read is found elsewhere
+    return sorted(places - {layout.record(r.run, r.stage, r.shard) for r in commits})
+
+
+def read_record(root: Path, place: str) -> Record:
+    """Read the commit record at a place relative to the root. Raises UsageError if it is not what belongs there."""
+    try:
+        body = json.loads(regular_file.read(root / place, MOST_BYTES).decode())
+        fault = containment.fault_of_record(body, PurePosixPath(place))
+    except (ValueError, OSError, RecursionError) as error:
+        fault = str(error)
+    if fault is not None:
+        raise UsageError(f"commit record {root / place} is damaged ({fault}): see `unitscope verify`")
+    files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
+    return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
 
 
 def find_record(root: Path, run: str, stage: str, shard: str) -> Record | None:
-    path = root / layout.record(run, stage, shard)
-    return read_record(path) if path.exists() else None
+    place = layout.record(run, stage, shard)
+    containment.refuse_links(root, [place])
+    return read_record(root, place) if (root / place).exists() else None
 
 
 def remove_record(root: Path, record: Record) -> None:
     """Remove a shard's commit record, so that the next run computes the shard again (used by `repair`)."""
+    containment.refuse_links(root, [layout.record(record.run, record.stage, record.shard)])
     (root / layout.record(record.run, record.stage, record.shard)).unlink(missing_ok=True)
 
 
 def remove_damaged(root: Path, relative: str) -> None:
     """Remove a commit record that can no longer be read."""
+    containment.refuse_links(root, [relative])
     (root / relative).unlink(missing_ok=True)
 
 
 def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
     """Remove the partials of these stages. Call it once the shard that consumes them is committed."""
     folder = root / "runs" / run / layout.PARTIALS
+    containment.refuse_links(root, [f"runs/{run}/{layout.PARTIALS}"])
     for stage in stages:
         shutil.rmtree(folder / stage, ignore_errors=True)
     if folder.exists() and not any(folder.iterdir()):
@@ -241,7 +337,7 @@ def remove_stale_temporaries(root: Path) -> None:
             old = time.time() - path.stat().st_mtime > STALE_SECONDS
         except FileNotFoundError:
             continue
-        if old or (host == _host() and process.isdigit() and not _alive(int(process))):
+        if old or (process.isdigit() and not intents.is_living(f"{host}~{process}")) or intents.is_abandoned(path):
             path.unlink(missing_ok=True)
 
 
@@ -260,7 +356,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a small file atomically: readers see either the old text or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent)
     with whole_file(path) as temporary:
         temporary.write_text(text)
 
@@ -280,7 +376,7 @@ def is_sealed(text: str) -> bool:
     try:
         body = json.loads(text)
         body.pop("seal")
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
     return text == sealed(body)
 
@@ -294,21 +390,7 @@ def files_of(commits: Iterable[Record]) -> Iterator[tuple[Record, File]]:
 
 
 def _temporary(final: Path) -> Path:
-    return final.with_name(f"{TEMPORARY}{_host()}~{os.getpid()}~{secrets.token_hex(4)}~{final.name}")
-
-
-def _host() -> str:
-    return socket.gethostname().replace("~", "-")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return final.with_name(f"{TEMPORARY}{intents.host()}~{os.getpid()}~{secrets.token_hex(4)}~{final.name}")
 
 
 def _sync_and_hash(path: Path) -> str:
@@ -329,26 +411,42 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _link(record_path: Path, new: Record) -> Record:
-    record_path.parent.mkdir(parents=True, exist_ok=True)
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each of which is synced into the one that holds it."""
+    missing = [folder, *folder.parents]
+    for made in reversed(missing[: next(i for i, above in enumerate(missing) if above.exists())]):
+        made.mkdir(exist_ok=True)
+        _sync_folder(made.parent)
+
+
+def _sync_upward(root: Path, folder: Path) -> None:
+    """Sync a folder of a store and those above it, up to the root. Another process may have made them just now."""
+    for above in (folder, *folder.parents):
+        _sync_folder(above)
+        if above == root:
+            return
+
+
+def _link(root: Path, place: str, new: Record) -> Record:
+    record_path = root / place
     temporary = _temporary(record_path)
     temporary.write_text(new.text())
     _sync(temporary)
     try:
         os.link(temporary, record_path)
     except FileExistsError:
-        return _same(record_path, new)
+        return _same(root, place, new)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(record_path.parent)
+    _sync_upward(root, record_path.parent)
     return new
 
 
-def _same(record_path: Path, new: Record) -> Record:
-    old = read_record(record_path)
+def _same(root: Path, place: str, new: Record) -> Record:
+    old = read_record(root, place)
     if old.text() != new.text():
         raise DisagreementError(
-            f"{record_path} was committed by another process with other contents, but two runs of one shard must "
+            f"{root / place} was committed by another process with other contents, but two runs of one shard must "
             "agree: use the same kind of processor and the same versions on all machines, then `unitscope repair`"
         )
     return old

@@ -18,7 +18,7 @@ SHOWN = 10  # shards that are listed one by one
 
 def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) -> list[str]:
     """Return the status of a store as lines of text. `job_states` is asked about shards that a cluster's job began."""
-    records = publish.records(root)
+    records = publish.all_records(root)
     if not records:
         return [f"{root}: an empty store; nothing is committed yet"]
     events = logs.read(root)

@@ -33,7 +33,7 @@ def table(events: Sequence[dict[str, Any]]) -> list[str]:
 def _row(stage: str, done: list[dict[str, Any]], again: int) -> str:
     seconds = [float(e["seconds"]) for e in done]
     total = sum(seconds) or 1e-9
-    shares = [sum(float(e["phases"][phase]) for e in done) / total for phase in PHASES]
+    shares = [sum(float(e["phases"].get(phase, 0)) for e in done) / total for phase in PHASES]
     workers = len({(e["host"], e["pid"]) for e in done})
     rate = f"{sum(int(e['size']) for e in done) / total:.1f} {done[0]['unit']}/s"
     return (

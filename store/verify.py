@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from store import layout, publish
+from store import containment, layout, publish, regular_file
 from store.errors import UsageError
 from store.publish import File, Record
 from store.stages import spec_of
@@ -44,11 +44,21 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
     for path in sorted((root / layout.COMMITS).rglob("*.json")):
         if path.name.startswith(publish.TEMPORARY):
             continue
-        if not publish.is_sealed(_text(path)):
-            problems.append(Problem(path.relative_to(root).as_posix(), "the commit record is damaged"))
-            continue
-        records.append(publish.read_record(path))
+        place = path.relative_to(root).as_posix()
+        link = containment.link_on_the_way(root, place)
+        if link is not None:
+            problems.append(Problem(place, f"{link} is a link, and a store has none"))
+        elif not publish.is_sealed(_text(path)):
+            problems.append(Problem(place, "the commit record is damaged"))
+        else:
+            try:
+                records.append(publish.read_record(root, place))
+            except UsageError as error:
+                problems.append(Problem(place, str(error)))
     problems += _check_manifest(root, records, complete=not problems)
+    known = {problem.path for problem in problems}
+    missed = [place for place in publish.vanished(root, records) if place not in known]
+    problems += [Problem(place, "the manifest lists this commit record, and it is gone") for place in missed]
     done = {(r.run, r.stage, r.shard) for r in records}
     files: dict[str, tuple[File, Record]] = {}
     for record, file in publish.files_of(records):
@@ -70,7 +80,7 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return regular_file.read(path, publish.MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -89,7 +99,10 @@ def _check_manifest(root: Path, records: list[Record], complete: bool) -> list[P
 
 def _check_file(root: Path, file: File) -> str | None:
     path = root / file.path
-    if path.is_symlink() or not path.is_file():
+    link = containment.link_on_the_way(root, file.path)
+    if link is not None:
+        return f"{link} is a link, and a store has none"
+    if not path.is_file():
         return "is missing"
     if path.stat().st_size != file.size:
         return f"has {path.stat().st_size} bytes, but {file.size} were committed"

@@ -50,7 +50,7 @@ def repair_store(root: Path, model_code: bool = False) -> str:
 
 
 def _job_of(root: Path, run: str, model_code: bool) -> Job:
-    config = _config_of(root, run)
+    config = config_of(root, run)
     if config.model.source.startswith("python:") and not model_code:
         raise UsageError(
             f"run {run} has the model {config.model.source}, which runs code: if you trust this store, "
@@ -62,7 +62,7 @@ def _job_of(root: Path, run: str, model_code: bool) -> Job:
     return job
 
 
-def _config_of(root: Path, run: str) -> Config:
+def config_of(root: Path, run: str) -> Config:
     """Return the config that a run was made with.
 
     It comes from the record of the index, which keeps every key that changes results.
@@ -76,6 +76,8 @@ def _config_of(root: Path, run: str) -> Config:
         config,
         model=replace(config.model, name=model),
         dataset=replace(config.dataset, name=dataset, max_bad_fraction=1.0),
+        # How many processes and threads run is not for a store to say: it may come from anywhere.
+        compute=replace(config.compute, workers=1, threads=0, gpus=0.0),
     )
 
 

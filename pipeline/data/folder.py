@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.data import regular_file
 from pipeline.data.decode import SUFFIXES
 from pipeline.data.imagenet import imagenet_labels, imagenet_synsets
 from pipeline.data.source import ClassName, Entry, Source, class_names, in_order_of_class, require_utf8
+from store import regular_file
 from store.errors import UsageError
 
 

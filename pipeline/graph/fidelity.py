@@ -78,8 +78,9 @@ def faithful_trace(network: nn.Module, family: str, input_shape: Sequence[int]) 
     Raises UsageError if the network cannot be traced, if the trace misses something in the network's own forward, or if
     the network gives other values each time.
     """
-    with torch.no_grad(), _kept_random_state(), patching(), attributes_kept(network), _unchanged(network):
+    with torch.no_grad(), _kept_random_state(), patching(), _unchanged(network), attributes_kept(network):
         runs = _untouched_runs(network, family, input_shape)
+        _refuse_memory(network, runs[0].x)
         whole: set[str] = set()
         in_place = False
         while True:
@@ -465,15 +466,39 @@ def _largest(x: Tensor, where: Tensor | None = None) -> float:
 
 @contextmanager
 def _unchanged(network: nn.Module) -> Iterator[None]:
-    """Raise UsageError if the network changes its own parameters or buffers while it runs."""
-    before = {name: writes(x) for name, x in (*network.named_parameters(), *network.named_buffers())}
+    """Raise UsageError if the network changes its own parameters or buffers in place while it runs."""
+    before = {name: writes(x) for name, x in _tensors(network).items()}
     yield
-    for name, x in (*network.named_parameters(), *network.named_buffers()):
+    for name, x in _tensors(network).items():
         if writes(x) != before.get(name, writes(x)):
-            raise UsageError(
-                f"{type(network).__name__} changes {name} when it runs, so its values depend on the pictures before: "
-                "run it once in the factory if that is how it is initialized, or turn that off"
-            )
+            raise _remembering(network, name)
+
+
+def _refuse_memory(network: nn.Module, x: Tensor) -> None:
+    """Raise UsageError if parameters or buffers that the network replaces when it runs depend on the picture.
+
+    A table that depends on the picture's size alone (ConViT's) may be made at the first run.
+    """
+    before, made = _tensors(network), []
+    for picture in (x, x.flip(-1)):
+        with attributes_kept(network):
+            network(picture.clone())
+            made.append({name: y.clone() for name, y in _tensors(network).items() if y is not before.get(name)})
+    for name, first in made[0].items():
+        second = made[1].get(name)
+        if second is None or first.shape != second.shape or not torch.equal(first, second):
+            raise _remembering(network, name)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict((*network.named_parameters(), *network.named_buffers()))
+
+
+def _remembering(network: nn.Module, name: str) -> UsageError:
+    return UsageError(
+        f"{type(network).__name__} changes {name} when it runs, so its values depend on the pictures before: "
+        "run it once in the factory if that is how it is initialized, or turn that off"
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +41,11 @@ class RunStore:
         )
 
     @contextmanager
-    def publication(self, stage: str, shard: str) -> Iterator[Publication]:
-        with phase("write"), Publication(self.root, self.run, stage, shard, self._spec.fingerprint) as out:
+    def publication(
+        self, stage: str, shard: str, confirm: Callable[[], object] = lambda: None
+    ) -> Iterator[Publication]:
+        """Begin to publish a shard. `confirm`: see `Publication`."""
+        with phase("write"), Publication(self.root, self.run, stage, shard, self._spec.fingerprint, confirm) as out:
             yield out
 
     def log_plan(self, stage: str, phases: Sequence[int]) -> None:

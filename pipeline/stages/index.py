@@ -28,7 +28,12 @@ def _run(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     digest = indexing.index_digest(rows)
     source, root = _refuse_other_content(job, digest)
     classes = sorted({(c.index, c.synset, c.label) for row in rows if (c := row.entry.label)}, key=lambda c: c[0])
-    with job.store.publication("index", shard.name) as out:
+
+    def confirm() -> None:
+        if _refuse_other_content(job, digest) != (source, root):
+            raise UsageError(f"{job.store.root}: another run has indexed these pictures from elsewhere: run again")
+
+    with job.store.publication("index", shard.name, confirm) as out:
         parquet.write_columns(
             out.path(layout.dataset_table(job.dataset.name, "images")),
             schema.IMAGES,

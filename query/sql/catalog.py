@@ -59,7 +59,7 @@ def read(root: Path) -> Catalog:
     publish.check_version(root)
     publish.check_path(root)
     root = root.resolve()
-    recorded = sorted({file.path for _, file in publish.files_of(publish.records(root))})
+    recorded = sorted({file.path for _, file in publish.files_of(publish.all_records(root))})
     datasets: dict[str, dict[str, Path]] = {}
     runs: dict[str, dict[str, Path]] = {}
     for relative in recorded:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.data import regular_file
 from pipeline.data.decode import FORMATS, SUFFIXES, BadImageError, open_image, read_size
 from pipeline.data.folder import FolderSource
+from store import regular_file
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8

@@ -572,6 +572,29 @@ def _lowest(model: Model) -> list[float]:
     return [low[layer.name] for layer in layers]
 
 
+class _Table(nn.Module):
+    """A scaling whose buffer is replaced at the first run: by a function of the picture's size, or of the picture."""
+
+    def __init__(self, of_picture: bool) -> None:
+        super().__init__()
+        self.of_picture = of_picture
+        self.register_buffer("table", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.numel() != x.shape[-1]:
+            self.table = x.std((0, 1, 2)) if self.of_picture else torch.linspace(1, 2, x.shape[-1])
+        return x * self.table
+
+
+@pytest.mark.filterwarnings("ignore::store.errors.Notice")
+def test_a_table_may_be_made_at_the_first_run_of_the_size_and_not_of_the_picture() -> None:
+    network = _network(_replaced(lambda: _Table(False)))
+    found = Measurer(_model(network), "blocks").pixels(PIXELS).logits
+    np.testing.assert_allclose(found, network(PICTURES.clone()).numpy(), rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match=r"changes part\.table when it runs"):
+        build(_network(_replaced(lambda: _Table(True))), "python", (1, 3, SIZE, SIZE))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_measured_is_refused_in_one_line(name: str) -> None:
     said = r"Odd(\.forward)? (cannot be traced|does something|gives other|changes )"

@@ -27,7 +27,7 @@ def test_shipped_configs_parse(path: Path) -> None:
         ({"scan": {"topk": "many"}}, r"topk = 'many': expected int"),
         ({"scan": {"topk": 0}}, r"topk = 0: expected at least 1"),
         ({"scan": {"batch_size": True}}, r"batch_size = True: expected int"),
-        ({"visualize": {"input": "screen"}}, r"input = 'screen': expected one of canvas, model"),
+        ({"visualize": {"input": "screen"}}, r"input = 'screen': expected one of model, canvas"),
         ({"visualize": {"kinds": ["channel", "chanel"]}}, r"'chanel': expected one of"),
         ({"visualize": {"layers": []}}, r"layers = \[\]: expected a list of str"),
         ({"dataset": {"source": "folder:x", "max_bad_fraction": 2}}, r"share from 0 to 1"),

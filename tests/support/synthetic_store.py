@@ -149,7 +149,10 @@ def _index(made: Synthetic) -> None:
             },
         }.items():  # fmt: skip
             parquet.write_columns(out.path(layout.dataset_table(made.dataset, table.name)), table, columns)
-        out.commit()
+        out.commit({
+            "config": "", "dataset": made.dataset, "digest": "0" * 64, "listing": "", "model": made.model,
+            "weights": "0" * 64,
+        })  # fmt: skip
 
 
 def _fold(made: Synthetic) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data import regular_file
 from pipeline.data.decode import FORMATS
 from pipeline.featurevis.objectives import batches, directions, penalties, units
 from pipeline.featurevis.objectives.objective import Objective
+from store import regular_file
 from store.errors import UsageError, did_you_mean
 
 _TOKEN = re.compile(

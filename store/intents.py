@@ -1,0 +1,92 @@
+"""Announce what is about to be published, so that no committed file is ever replaced.
+
+Before a process renames its files into place, it links a small file that says what it will publish. If another process
+has announced the same contents, both go on: they write the same bytes. If it has announced other contents, this one
+gives up before it has touched anything. An announcement is removed once the record is there; one whose process has died
+is removed by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+_INTENT = f"{TEMPORARY}intent~"
+
+
+class OtherIntentError(Exception):
+    """Another process that may be alive has announced other contents."""
+
+
+@contextmanager
+def announced(folder: Path, name: str, text: str) -> Iterator[None]:
+    """Announce `text` in a folder under a name while the body runs. Raises OtherIntentError if another text is there.
+
+    If the body raises, the announcement is removed too.
+    """
+    path = folder / f"{_INTENT}{name}"
+    while not _link(path, text):
+        owner, other = _read(path)
+        if other == text:
+            break
+        if owner and not is_living(owner):
+            path.unlink(missing_ok=True)
+        elif owner:
+            raise OtherIntentError(owner)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a file is an announcement of a process that has died."""
+    return path.name.startswith(_INTENT) and bool(owner := _read(path)[0]) and not is_living(owner)
+
+
+def host() -> str:
+    return socket.gethostname().replace("~", "-")
+
+
+def is_living(owner: str) -> bool:
+    """Whether the process HOST~PID may be alive. On other hosts it always may."""
+    of_host, _, process = owner.partition("~")
+    if of_host != host() or not process.isdigit() or len(process) > 9:
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _link(path: Path, text: str) -> bool:
+    owner = f"{host()}~{os.getpid()}"
+    temporary = path.with_name(f"{TEMPORARY}{owner}~{secrets.token_hex(4)}~{path.name}")
+    try:
+        temporary.write_text(json.dumps({"owner": owner, "text": text}))
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _read(path: Path) -> tuple[str, str]:
+    """Return the owner and the text of an announcement; ("", "") if it has just been removed."""
+    try:
+        body = json.loads(path.read_text())
+        return str(body["owner"]), str(body["text"])
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{host()}~unreadable", ""

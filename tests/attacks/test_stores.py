@@ -1,0 +1,205 @@
+"""Stores made to reach outside themselves. Each is refused in one line, and nothing outside changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from support import synthetic_store
+
+import query
+from pipeline.commands import repair
+from store import export, logs, publish, verify
+from store.errors import UsageError
+from unitscope import cli
+
+RUN = "toy@shapes"
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("good") / "store"
+    synthetic_store.build(root)
+    return root
+
+
+@pytest.fixture
+def home(good: Path, tmp_path: Path) -> Path:
+    """A folder of the victim, with the hostile store in it."""
+    shutil.copytree(good, tmp_path / "home" / "store")
+    (tmp_path / "home" / "precious.json").write_text("precious")
+    return tmp_path / "home"
+
+
+def _outside(home: Path) -> dict[str, bytes]:
+    found = [p for p in home.rglob("*") if p.is_file() and p.relative_to(home).parts[0] not in ("store", "copy")]
+    return {str(p.relative_to(home)): p.read_bytes() for p in found}
+
+
+def _changed(home: Path, change: Change, stage: str = "fold") -> None:
+    """Change a commit record, and seal it and the manifest again, as an attacker would."""
+    path = home / "store" / "commits" / RUN / stage / "all.json"
+    body = json.loads(path.read_text())
+    body.pop("seal")
+    change(body)
+    path.write_text(publish.sealed(body))
+
+
+def _file(path: object, **other: object) -> Change:
+    return lambda body: body["files"].append({"path": path, "size": 8, "sha256": "0" * 64} | other)
+
+
+def _set(name: str, value: object) -> Change:
+    return lambda body: body.__setitem__(name, value)
+
+
+RECORDS: dict[str, Change] = {
+    "parent": _file("runs/../../precious.json"), "absolute": _file("/etc/hostname"), "top": _file("manifest.json"),
+    "elsewhere": _file("logs/x.jsonl"), "empty part": _file("runs//x"), "dot": _file("runs/./x"),
+    "nul": _file("runs/a\0b"), "escape": _file("runs/\x1b[2J"), "no text": _file(7), "null": _file(None),
+    "negative": _file("runs/x", size=-1),
+    "a truth": _file("runs/x", size=True), "no digest": _file("runs/x", sha256="x"), "a list": _set("files", "runs/x"),
+    "no file": lambda body: body["files"].append("runs/x"), "run": _set("run", "../../planted@x"),
+    "run of parts": _set("run", "toy@../shapes"), "stage": _set("stage", "../fold"),
+    "unknown stage": _set("stage", "melt"),
+    "shard": _set("shard", "../../../../precious"), "other shard": _set("shard", "finish"), "number": _set("shard", 3),
+    "facts": _set("facts", []), "fingerprint": _set("fingerprint", 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_that_names_something_else_is_refused(name: str, home: Path) -> None:
+    before = _outside(home)
+    _changed(home, RECORDS[name])
+    with pytest.raises(UsageError, match="is damaged") as error:
+        publish.records(home / "store")
+    assert "\n" not in str(error.value)
+    assert any("commits" in problem.path for problem in verify.verify(home / "store").problems)
+    for command in (["status"], ["sql", "store", "SELECT 1"], ["export", "store", "--run", RUN, "--to", "copy"]):
+        words = [command[0], *(command[1:] or ["store"])]
+        words = [str(home / word) if word in ("store", "copy") else word for word in words]
+        done = CliRunner().invoke(cli, words)
+        assert isinstance(done.exception, UsageError), (words, done.output)
+    assert _outside(home) == before
+
+
+INDEX: dict[str, Change] = {
+    "dataset": lambda body: body["facts"].__setitem__("dataset", "../../victim"),
+    "no config": lambda body: body["facts"].__setitem__("config", ["[model]"]),
+}
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_facts_of_another_type_or_dataset_are_refused(name: str, home: Path) -> None:
+    _changed(home, INDEX[name], "index")
+    with pytest.raises(UsageError, match="is damaged"):
+        publish.records(home / "store")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", "\0", "[]", "7"])
+def test_a_record_that_is_no_record_is_refused(text: str, home: Path) -> None:
+    (home / "store" / "commits" / RUN / "fold" / "all.json").write_text(text)
+    with pytest.raises(UsageError, match="is damaged"):
+        publish.records(home / "store")
+    assert verify.verify(home / "store").problems
+
+
+def test_a_record_that_never_ends_is_refused(home: Path) -> None:
+    path = home / "store" / "commits" / RUN / "fold" / "all.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="not a regular file"):
+        publish.records(home / "store")
+
+
+LINKED = ("datasets", f"runs/{RUN}", f"runs/{RUN}/tables/units.parquet", f"commits/{RUN}", "commits")
+
+
+@pytest.mark.parametrize("link", LINKED)
+def test_a_link_in_a_store_is_refused(link: str, home: Path) -> None:
+    store = home / "store"
+    (home / "victim").mkdir()
+    moved = home / "victim" / "moved"
+    shutil.move(store / link, moved)
+    (store / link).symlink_to(moved)
+    before = _outside(home)
+    with pytest.raises(UsageError, match="is a link, and a store has none"):
+        publish.records(store)
+    assert any("is a link" in p.what or "gone" in p.what for p in verify.verify(store).problems)
+    with pytest.raises(UsageError, match="is a link"):
+        export.export(store, RUN, home / "copy")
+    with pytest.raises(UsageError):
+        repair.repair_store(store, model_code=True)
+    assert _outside(home) == before
+
+
+@pytest.mark.parametrize("path", ["runs/../x", "/x", "x", "runs/a/../../../x", ""])
+def test_nothing_is_written_outside(path: str, home: Path) -> None:
+    with publish.Publication(home / "store", RUN, "examples", "x", "f") as out, pytest.raises(UsageError):
+        out.path(path)
+
+
+def test_nothing_is_written_through_a_link(home: Path) -> None:
+    (home / "victim").mkdir()
+    (home / "store" / "runs" / RUN / "extra").symlink_to(home / "victim")
+    out = publish.Publication(home / "store", RUN, "examples", "x", "f")
+    with pytest.raises(UsageError, match="is a link"):
+        out.path(f"runs/{RUN}/extra/x.h5")
+    assert not list((home / "victim").iterdir())
+
+
+def test_a_store_does_not_say_how_many_processes_repair_it(home: Path) -> None:
+    text = '[model]\nsource = "python:a:b"\n[dataset]\nsource = "folder:x"\n[compute]\nworkers = 9\nthreads = 64\n'
+    _changed(home, lambda body: body["facts"].__setitem__("config", text), "index")
+    index = home / "store" / "commits" / RUN / "index"
+    body = json.loads((index / "all.json").read_text()) | {"shard": "index"}
+    (index / "index.json").write_text(publish.sealed({k: v for k, v in body.items() if k != "seal"}))
+    config = repair.config_of(home / "store", RUN)
+    assert (config.compute.workers, config.compute.threads, config.compute.gpus) == (1, 0, 0.0)
+
+
+LINES = [
+    "[" * 100_000, "{}", '{"event": []}', '{"event": "begin", "time": "x", "host": "a", "pid": 1}',
+    '{"event": "begin", "time": 1e999, "host": "a", "pid": 1, "run": "r", "stage": "s", "shard": "t"}',
+    '{"event": "plan", "time": 1, "host": "a", "pid": 1, "run": "r", "stage": "s", "phases": [null]}',
+    '{"event": "plan", "time": 1, "host": "a", "pid": 1, "run": "r", "stage": {}, "phases": []}',
+    '{"event": "done", "time": 1, "host": 5, "pid": true, "run": "r", "stage": "s", "shard": "t"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_log_that_is_no_event_is_left_out(line: str, home: Path) -> None:
+    folder = home / "store" / "logs" / "shards"
+    folder.mkdir(parents=True)
+    (folder / "x.jsonl").write_text(line + "\n")
+    assert logs.read(home / "store") == []
+    done = CliRunner().invoke(cli, ["status", str(home / "store"), "--timings"])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_log_that_never_ends_is_left_out(home: Path) -> None:
+    folder = home / "store" / "logs" / "shards"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "x.jsonl")
+    assert logs.read(home / "store") == []
+
+
+@pytest.mark.parametrize("gone", ["commits", f"commits/{RUN}/fold", f"commits/{RUN}/examples/all.json"])
+def test_what_has_vanished_is_missed(gone: str, home: Path) -> None:
+    path = home / "store" / gone
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert any("is gone" in problem.what for problem in verify.verify(home / "store").problems)
+    with pytest.raises(UsageError, match=r"lists .* that (is|are) gone"):
+        query.open(home / "store")
+    done = CliRunner().invoke(cli, ["status", str(home / "store")])
+    assert isinstance(done.exception, UsageError)
