@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from store.errors import Notice, UsageError, unknown
+from store.errors import Notice, UsageError, printable, unknown
 
 if TYPE_CHECKING:
     from pipeline import featurevis, layers, open_model
@@ -105,7 +105,7 @@ _show_other = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Print a notice as one line, and any other warning as Python does."""
     if issubclass(category, Notice):
-        click.echo(f"note: {message}", err=True)
+        click.echo(f"note: {printable(str(message))}", err=True)
     else:
         _show_other(message, category, *where, **more)
 
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def _fail(text: str) -> None:
-    click.echo(f"unitscope: {text}", err=True)
+    click.echo(f"unitscope: {printable(text)}", err=True)
     sys.exit(2)
 
 

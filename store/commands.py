@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from store.errors import printable
+
 
 @click.command()
 @click.argument("store")
@@ -33,7 +35,7 @@ def verify(ctx: click.Context, store: str) -> None:
 
         report = checking.verify(root, advance)
     for problem in report.problems:
-        click.echo(str(problem))
+        click.echo(printable(str(problem)))
     if report.problems:
         click.echo(f"{len(report.problems)} problems in {report.files} files: `unitscope repair {store}`", err=True)
         ctx.exit(1)

@@ -16,6 +16,16 @@ class Notice(UserWarning):
     """Something that a person should know and need not act on, in one line. The CLI prints it on standard error."""
 
 
+def printable(text: str) -> str:
+    """Return a text with an escape for each sign that a terminal could obey (controls, other directions of writing).
+
+    Names, labels and paths in a store can come from anywhere. Line breaks stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """Return "did you mean A, B or C?" with the known names most similar to `name`, or "" if none is similar."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 3, cutoff=0.5)

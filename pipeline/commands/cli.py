@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from store.errors import UsageError
+from store.errors import UsageError, printable
 from store.stages import NAMES
 from store.stages import STAGES as DECLARED
 
@@ -178,7 +178,7 @@ def repair(store: str, allow_model_code: bool) -> None:
     """
     from pipeline.commands.repair import repair_store
 
-    click.echo(repair_store(Path(store), allow_model_code))
+    click.echo(printable(repair_store(Path(store), allow_model_code)))
 
 
 @click.command()
@@ -216,7 +216,7 @@ def pack(config: str, folder: str, kind: str, size: int, quality: int, shard_siz
 
     packed = pack(settings, Path(folder), Packing(kind, size, quality, shard_size))
     for path, reason in packed.bad:
-        click.echo(f"left out {path}: {reason}", err=True)
+        click.echo(printable(f"left out {path}: {reason}"), err=True)
     click.echo(
         f"{folder}: {packed.pictures} pictures in {packed.shards} shard(s), {packed.bytes / 1e6:.1f} MB; "
         f'scan them with [dataset] source = "webdataset:{folder}/*.tar"'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from store.errors import UsageError
+from store.errors import UsageError, printable
 
 
 @click.command()
@@ -41,9 +41,9 @@ def status(store: str, timings: bool) -> None:
     root = Path(store)
     verify.require_store(root)
     for line in lines_of(root, timings, states):
-        click.echo(line)
+        click.echo(printable(line))
     for line in queue.lines_of(root, *ask()) if queue.submitted(root) else ():
-        click.echo(line)
+        click.echo(printable(line))
 
 
 COMMANDS = {"status": status}

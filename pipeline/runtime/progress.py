@@ -6,7 +6,9 @@ import sys
 
 from tqdm import tqdm
 
+from store.errors import printable
+
 
 def say(text: str) -> None:
     """Print a line on standard error without disturbing the progress bars."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from store import layout
-from store.errors import UsageError
+from store.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,7 @@ def rows_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: str) 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Align numbers to the right and words to the left, with four significant digits."""
+    columns = [printable(name) for name in columns]
     cells = [[_cell(value) for value in row] for row in rows]
     right = [
         bool(rows) and all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in column)
@@ -94,6 +95,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = " ".join(str(value).split()) if not isinstance(value, str) else value.replace("\n", " ")
+    text = printable(text)
     return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
 
 

@@ -15,8 +15,9 @@ from support import synthetic_store
 
 import query
 from pipeline.commands import repair
+from query.presentation.formats import rows_text
 from store import export, logs, publish, verify
-from store.errors import UsageError
+from store.errors import UsageError, printable
 from unitscope import cli
 
 RUN = "toy@shapes"
@@ -203,3 +204,17 @@ def test_what_has_vanished_is_missed(gone: str, home: Path) -> None:
         query.open(home / "store")
     done = CliRunner().invoke(cli, ["status", str(home / "store")])
     assert isinstance(done.exception, UsageError)
+
+
+def test_no_text_of_a_store_reaches_the_terminal_as_it_is(home: Path) -> None:
+    nasty = "\x1b]0;owned\x07\x9b2J\u202e\udcff"
+    assert printable(f"a{nasty}\nb ü猫") == "a\\x1b]0;owned\\x07\\x9b2J\\u202e\\udcff\nb ü猫"
+    text = rows_text(["n\x1b"], [["x\x1b[2J"]], "table")
+    assert "\x1b" not in text
+    assert "x\\x1b[2J" in text
+    stranger = home / "store" / "runs" / RUN / "a\x1b[2Jb"
+    stranger.write_text("")
+    done = CliRunner().invoke(cli, ["verify", str(home / "store")])
+    assert done.exit_code == 1
+    assert "\x1b" not in done.output
+    assert "a\\x1b[2Jb" in done.output
