@@ -23,6 +23,16 @@ _INDEX_FACTS = ("config", "dataset", "digest", "listing", "model", "weights")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def is_place(place: str) -> bool:
+    """Whether a path relative to the store is one at which a commit record can lie."""
+    parts = place.split("/")
+    if len(parts) != 4 or parts[0] != layout.COMMITS or parts[2] not in stages.NAMES:
+        return False
+    names = parts[1].split("@")
+    shard = _SHARD.fullmatch(parts[3].removesuffix(".json"))
+    return len(names) == 2 and all(map(_NAME.fullmatch, names)) and parts[3].endswith(".json") and shard is not None
+
+
 def fault_of_record(body: Any, place: PurePosixPath) -> str | None:
     """Return what is wrong with a commit record that was read at a place relative to the store, or None."""
     if not isinstance(body, dict):

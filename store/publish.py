@@ -173,7 +173,8 @@ class Publication:
 
 def write_manifest(root: Path) -> None:
     """Rewrite `manifest.json`, the sorted union of all commit records, and `views.sql`."""
-    commits = records(root)
+    # Whoever reads the store checks what the records say; the manifest only repeats it.
+    commits = [read_record(root, place, checked=False) for place in _places(root)]
     replace_text(root / layout.VIEWS, views_text(commits))
     replace_text(root / layout.MANIFEST, manifest_text(commits))
 
@@ -237,17 +238,21 @@ def committed(root: Path, run: str, stage: str) -> set[str]:
 
 
 def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
-    """Read the commit records, of one run or stage if given, sorted by run, stage and shard."""
-    folder = root / layout.COMMITS
-    places = [
-        path.relative_to(root).as_posix()
-        for path in sorted(folder.glob(f"{glob.escape(run or '') or '*'}/{glob.escape(stage or '') or '*'}/*.json"))
-        if not path.name.startswith(TEMPORARY)
-    ]
+    """Read the commit records, of one run or stage if given, sorted by run, stage and shard.
+
+    Raises UsageError if one is not what belongs at its place, or if a link is on the way to it or to one of its files.
+    """
+    places = _places(root, run, stage)
     containment.refuse_links(root, places)
     commits = [read_record(root, place) for place in places]
     containment.refuse_links(root, (file.path for _, file in files_of(commits)))
     return commits
+
+
+def _places(root: Path, run: str | None = None, stage: str | None = None) -> list[str]:
+    pattern = "/".join(glob.escape(name) if name else "*" for name in (run, stage))
+    found = sorted((root / layout.COMMITS).glob(f"{pattern}/*.json"))
+    return [path.relative_to(root).as_posix() for path in found if not path.name.startswith(TEMPORARY)]
 
 
 def all_records(root: Path) -> list[Record]:
@@ -264,25 +269,41 @@ def all_records(root: Path) -> list[Record]:
 
 def vanished(root: Path, commits: Iterable[Record]) -> list[str]:
     """Return the places of the records that the manifest lists and that are not among these."""
+    return sorted(_listed(root).keys() - {layout.record(r.run, r.stage, r.shard) for r in commits})
+
+
+def restore_record(root: Path, place: str) -> bool:
+    """Write a commit record that is damaged or gone again, from the manifest's copy. Returns whether it has one."""
+    body = _listed(root).get(place)
+    if body is None:
+        return False
+    containment.refuse_links(root, [place])
+    replace_text(root / place, sealed(body))
+    return True
+
+
+def _listed(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the records that the manifest repeats, by place; none if it is damaged, and only those that can be."""
     try:
-        listed = json.loads(regular_file.read(root / layout.MANIFEST, MOST_BYTES).decode())["records"]
-        places = {layout.record(r["run"], r["stage"], r["shard"]) for r in listed}
+        text = regular_file.read(root / layout.MANIFEST, MOST_BYTES).decode()
+        bodies = json.loads(text)["records"] if is_sealed(text) else []
+        found = {layout.record(body["run"], body["stage"], body["shard"]): body for body in bodies}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []  # a manifest that cannot be read is found elsewhere
-    return sorted(places - {layout.record(r.run, r.stage, r.shard) for r in commits})
+        return {}
+    return {p: body for p, body in found.items() if containment.fault_of_record(body, PurePosixPath(p)) is None}
 
 
-def read_record(root: Path, place: str) -> Record:
+def read_record(root: Path, place: str, checked: bool = True) -> Record:
     """Read the commit record at a place relative to the root. Raises UsageError if it is not what belongs there."""
     try:
         body = json.loads(regular_file.read(root / place, MOST_BYTES).decode())
-        fault = containment.fault_of_record(body, PurePosixPath(place))
-    except (ValueError, OSError, RecursionError) as error:
+        fault = containment.fault_of_record(body, PurePosixPath(place)) if checked else None
+        if fault is None:
+            files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
+            return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
+    except (ValueError, OSError, RecursionError, KeyError, TypeError) as error:
         fault = str(error)
-    if fault is not None:
-        raise UsageError(f"commit record {root / place} is damaged ({fault}): see `unitscope verify`")
-    files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
-    return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
+    raise UsageError(f"commit record {root / place} is damaged ({fault}): see `unitscope verify`")
 
 
 def find_record(root: Path, run: str, stage: str, shard: str) -> Record | None:
@@ -298,7 +319,9 @@ def remove_record(root: Path, record: Record) -> None:
 
 
 def remove_damaged(root: Path, relative: str) -> None:
-    """Remove a commit record that can no longer be read."""
+    """Remove a commit record that can no longer be read. Raises UsageError if it lies where none can."""
+    if not containment.is_place(relative):
+        raise UsageError(f"{root}: {relative} is no place of a commit record: remove it yourself")
     containment.refuse_links(root, [relative])
     (root / relative).unlink(missing_ok=True)
 

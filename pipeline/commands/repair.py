@@ -27,6 +27,12 @@ def repair_store(root: Path, model_code: bool = False) -> str:
     report = verify.verify(root)
     if not report.problems:
         return f"{root}: nothing to repair"
+    restored = [p.path for p in report.problems if p.record is None and publish.restore_record(root, p.path)]
+    if restored:
+        publish.write_manifest(root)
+        report = verify.verify(root)
+        if not report.problems:
+            return f"{root}: repaired, {len(restored)} commit record(s) written again from the manifest"
     damaged = verify.repairable(report)
     lost = [p.path for p in report.problems if p.record is None and p.path.startswith(f"{layout.COMMITS}/")]
     runs = sorted({r.run for r in damaged} | {path.split("/")[1] for path in lost})

@@ -206,6 +206,28 @@ def test_what_has_vanished_is_missed(gone: str, home: Path) -> None:
     assert isinstance(done.exception, UsageError)
 
 
+def test_a_record_of_the_manifest_removes_nothing(home: Path) -> None:
+    """The manifest's record has a path for a shard: `verify` must not hand it to `repair` as something to remove."""
+    _changed(home, _set("shard", "../../../../precious"))
+    publish.write_manifest(home / "store")
+    before = _outside(home)
+    with pytest.raises(UsageError):
+        repair.repair_store(home / "store", model_code=True)
+    assert _outside(home) == before
+    with pytest.raises(UsageError, match="no place of a commit record"):
+        publish.remove_damaged(home / "store", f"commits/{RUN}/fold/../../../../precious.json")
+
+
+def test_a_vanished_record_comes_back_from_the_manifest(home: Path, good: Path) -> None:
+    place = f"commits/{RUN}/fold/all.json"
+    (home / "store" / place).unlink()
+    assert "from the manifest" in repair.repair_store(home / "store")
+    assert (home / "store" / place).read_bytes() == (good / place).read_bytes()
+    (home / "store" / place).write_text("{")
+    assert "from the manifest" in repair.repair_store(home / "store")
+    assert (home / "store" / place).read_bytes() == (good / place).read_bytes()
+
+
 def test_no_text_of_a_store_reaches_the_terminal_as_it_is(home: Path) -> None:
     nasty = "\x1b]0;owned\x07\x9b2J\u202e\udcff"
     assert printable(f"a{nasty}\nb ü猫") == "a\\x1b]0;owned\\x07\\x9b2J\\u202e\\udcff\nb ü猫"
