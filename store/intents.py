@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-_INTENT = f"{TEMPORARY}intent~"
+PREFIX = f"{TEMPORARY}intent~"
 
 
 class OtherIntentError(Exception):
@@ -30,7 +30,7 @@ def announced(folder: Path, name: str, text: str) -> Iterator[None]:
 
     If the body raises, the announcement is removed too.
     """
-    path = folder / f"{_INTENT}{name}"
+    path = folder / f"{PREFIX}{name}"
     while not _link(path, text):
         owner, other = _read(path)
         if other == text:
@@ -46,8 +46,11 @@ def announced(folder: Path, name: str, text: str) -> Iterator[None]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a file is an announcement of a process that has died."""
-    return path.name.startswith(_INTENT) and bool(owner := _read(path)[0]) and not is_living(owner)
+    """Whether a file is an announcement of a process that has died, or of this one, which has announced it before."""
+    if not path.name.startswith(PREFIX):
+        return False
+    owner = _read(path)[0]
+    return bool(owner) and (owner == _own() or not is_living(owner))
 
 
 def host() -> str:
@@ -68,8 +71,12 @@ def is_living(owner: str) -> bool:
     return True
 
 
+def _own() -> str:
+    return f"{host()}~{os.getpid()}"
+
+
 def _link(path: Path, text: str) -> bool:
-    owner = f"{host()}~{os.getpid()}"
+    owner = _own()
     temporary = path.with_name(f"{TEMPORARY}{owner}~{secrets.token_hex(4)}~{path.name}")
     try:
         temporary.write_text(json.dumps({"owner": owner, "text": text}))

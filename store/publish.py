@@ -331,21 +331,27 @@ def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
     folder = root / "runs" / run / layout.PARTIALS
     containment.refuse_links(root, [f"runs/{run}/{layout.PARTIALS}"])
     for stage in stages:
-        shutil.rmtree(folder / stage, ignore_errors=True)
+        for _ in range(2):  # a file system can fail once
+            shutil.rmtree(folder / stage, ignore_errors=True)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def remove_orphans(root: Path, run: str) -> None:
-    """Remove temporaries of files that are already published.
+    """Remove temporaries of files that are already published, and announcements of records that are there.
 
     The process that wrote one has died, or another published the same file first and it will notice that on commit.
     """
-    folders = (root / "runs" / run, root / "datasets")
+    for folder in (root / layout.COMMITS / run, root / "datasets"):
+        for path in list(folder.rglob(f"{intents.PREFIX}*")):
+            if path.with_name(path.name.removeprefix(intents.PREFIX)).exists() or intents.is_abandoned(path):
+                path.unlink(missing_ok=True)
+    folders = (root / "runs" / run, root / "datasets", root / layout.COMMITS / run)
     temporaries = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
     if not temporaries:
         return
     published = {root / file.path for record in records(root, run) for file in record.files}
+    published |= {root / place for place in _places(root, run)}
     for path in temporaries:
         if path.with_name(path.name.rpartition("~")[2]) in published:
             path.unlink(missing_ok=True)
