@@ -57,13 +57,13 @@ def fault_of_record(body: Any, place: PurePosixPath) -> str | None:
 def _fault_of_facts(stage: str, run: str, facts: dict[str, Any]) -> str | None:
     """Return what is wrong with the facts that later stages read, or None."""
     if stage == "index":
-        wrong = [key for key in _INDEX_FACTS if not isinstance(facts.get(key), str)]
+        wrong = [key for key in _INDEX_FACTS if not isinstance(facts.get(key, ""), str)]
         if wrong:
             return f"its fact {wrong[0]!r} is no text"
-        if facts["dataset"] != run.partition("@")[2]:
+        if facts.get("dataset", run.partition("@")[2]) != run.partition("@")[2]:
             return f"its dataset {facts['dataset']!r} is not that of its run"
     if stage == "scan":
-        rejected = facts.get("rejected")
+        rejected = facts.get("rejected", [])
         pairs = rejected if isinstance(rejected, list) else [None]
         if not all(isinstance(p, list) and [type(v) for v in p] == [int, str] for p in pairs):
             return "its rejected pictures are no list of numbers with reasons"
@@ -87,7 +87,7 @@ def fault_of_path(path: Any) -> str | None:
         return f"the path {path!r} is no text"
     parts = path.split("/")
     if len(parts) < 2 or parts[0] not in TOPS or any(part in ("", ".", "..") for part in parts):
-        return f"the path {path!r} does not lie under {' or '.join(f'{top}/' for top in TOPS)} of the store"
+        return f"the path {path!r} lies outside the store's {' and '.join(f'{top}/' for top in TOPS)}"
     if not path.isprintable() or "\\" in path:
         return f"the path {path!r} has signs that no path of a store has"
     return None
@@ -99,7 +99,9 @@ def refuse_links(root: Path, paths: Iterable[str]) -> None:
     for path in paths:
         link = link_on_the_way(root, path, seen)
         if link is not None:
-            raise UsageError(f"{root / link} is a link, and a store has none: see `unitscope verify {root}`")
+            raise UsageError(
+                f"{root / link} is a link, which can lead outside the store: see `unitscope verify {root}`"
+            )
 
 
 def link_on_the_way(root: Path, path: str, seen: set[str] | None = None) -> str | None:

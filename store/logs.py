@@ -18,17 +18,21 @@ from typing import Any
 from store import layout, regular_file
 
 _MOST = 1e15
-_EVERY: dict[str, type] = {"host": str, "pid": int, "time": float}
-_SHARD: dict[str, type] = {"run": str, "stage": str, "shard": str}
-_MEASURED: dict[str, type] = {"seconds": float, "phases": dict, "size": int, "unit": str}
-_FIELDS: dict[str, dict[str, type]] = {
-    "plan": {"run": str, "stage": str, "phases": list},
+_EVERY = ("host", "pid", "time")
+_SHARD = ("run", "stage", "shard")
+_FIELDS = {
+    "plan": ("run", "stage", "phases"),
     "begin": _SHARD,
-    "failed": _SHARD | {"error": str},
-    "done": _SHARD | _MEASURED,
-    "overtaken": _SHARD | _MEASURED,
-    "submitted": {"chain": int, "run": str, "step": str, "job": str, "done": int},
+    "failed": (*_SHARD, "error"),
+    "done": (*_SHARD, "seconds", "phases", "size", "unit"),
+    "overtaken": (*_SHARD, "seconds", "phases", "size", "unit"),
+    "submitted": ("chain", "run", "step", "job", "done"),
 }
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "host": str, "pid": int, "time": float, "run": str, "stage": str, "shard": str, "error": str, "unit": str,
+    "seconds": float, "phases": (dict, list), "size": int, "chain": int, "step": str, "job": str, "done": int,
+    "node": str, "processor": str,
+}  # fmt: skip
 
 
 class Log:
@@ -87,14 +91,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_event(event: Any) -> bool:
-    """Whether a line is an event with the fields of its kind. In a store from elsewhere, anything may stand there."""
+    """Whether a line is an event whose fields have their types. In a store from elsewhere, anything may stand there."""
     if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] not in _FIELDS:
         return False
-    wanted = _EVERY | _FIELDS[event["event"]]
-    return all(name in event and _is(event[name], kind) for name, kind in wanted.items())
+    return all(name in event for name in _EVERY) and all(
+        _is(event[name], kind) for name, kind in _TYPES.items() if name in event
+    )
 
 
-def _is(value: Any, kind: type) -> bool:
+def is_complete(event: dict[str, Any]) -> bool:
+    """Whether an event has all fields of its kind."""
+    return all(name in event for name in _FIELDS[event["event"]])
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(kind, tuple):
+        return any(_is(value, one) for one in kind)
     if kind is dict:
         return isinstance(value, dict) and all(_is(number, float) for number in value.values())
     if kind is list:

@@ -18,26 +18,32 @@ SHOWN = 10  # shards that are listed one by one
 
 def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) -> list[str]:
     """Return the status of a store as lines of text. `job_states` is asked about shards that a cluster's job began."""
-    records = publish.all_records(root)
+    records = publish.records(root)
+    gone = publish.vanished(root, records)
+    lines = [f"{len(gone)} commit record(s) that the manifest lists are gone, the first {gone[0]}"] if gone else []
     if not records:
-        return [f"{root}: an empty store; nothing is committed yet"]
+        return lines or [f"{root}: an empty store; nothing is committed yet"]
     events = logs.read(root)
-    lines = []
     for run in sorted({r.run for r in records}):
         run_records = [r for r in records if r.run == run]
         run_events = [e for e in events if e.get("run") == run]
-        lines += [f"{run}  fingerprint {run_records[0].fingerprint[:12]}", *_stages(run_records, run_events)]
-        lines += _in_flight(run_records, run_events, job_states)
+        whole = [e for e in run_events if logs.is_complete(e)]
+        lines += [f"{run}  fingerprint {run_records[0].fingerprint[:12]}", *_stages(run_records, whole)]
+        lines += _in_flight(run_records, whole, job_states)
         lines += _images(root, run_records)
         lines += _processors(run_events)
-        lines += timings.table(run_events) if with_timings else []
+        lines += timings.table(whole) if with_timings else []
     return lines
 
 
 def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
     done = Counter(r.stage for r in records)
     shards = {(r.stage, r.shard) for r in records}
-    planned = {str(e["stage"]): sum(int(n) for n in e["phases"]) for e in events if e["event"] == "plan"}
+    planned = {
+        str(e["stage"]): sum(int(n) for n in e["phases"])
+        for e in events
+        if e["event"] == "plan" and isinstance(e["phases"], list)
+    }
     lines = []
     for stage in stages.STAGES:
         if done[stage.name]:
@@ -91,8 +97,8 @@ def _images(root: Path, records: list[Record]) -> list[str]:
     index = next((r for r in records if r.stage == "index"), None)
     if index is None:
         return []
-    late = {int(i): str(reason) for r in records if r.stage == "scan" for i, reason in r.facts["rejected"]}
-    path = root / layout.dataset_table(str(index.facts["dataset"]), "images")
+    late = {int(i): str(reason) for r in records if r.stage == "scan" for i, reason in r.facts.get("rejected", [])}
+    path = root / layout.dataset_table(index.run.partition("@")[2], "images")
     rows = parquet.read(path, ["image_id", "path", "status", "reason"]).to_pylist()
     bad = [
         (r["path"], late.get(r["image_id"]) or r["reason"])

@@ -17,7 +17,7 @@ def table(events: Sequence[dict[str, Any]]) -> list[str]:
     Decoding runs in parallel with the network, and several batches run in parallel, so shares need not add up to 100 %.
     `wait` is the share of its time that the thread which feeds the network waited for pictures.
     """
-    done = [e for e in events if e["event"] in ("done", "overtaken")]
+    done = [e for e in events if e["event"] in ("done", "overtaken") and isinstance(e["phases"], dict)]
     if not done:
         return ["  no timings: no shard of this run has left a log"]
     lines = [

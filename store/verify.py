@@ -47,7 +47,7 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
         place = path.relative_to(root).as_posix()
         link = containment.link_on_the_way(root, place)
         if link is not None:
-            problems.append(Problem(place, f"{link} is a link, and a store has none"))
+            problems.append(Problem(place, f"{link} is a link, which can lead outside the store"))
         elif not publish.is_sealed(_text(path)):
             problems.append(Problem(place, "the commit record is damaged"))
         else:
@@ -101,7 +101,7 @@ def _check_file(root: Path, file: File) -> str | None:
     path = root / file.path
     link = containment.link_on_the_way(root, file.path)
     if link is not None:
-        return f"{link} is a link, and a store has none"
+        return f"{link} is a link, which can lead outside the store"
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != file.size:

@@ -74,7 +74,7 @@ def config_of(root: Path, run: str) -> Config:
     It comes from the record of the index, which keeps every key that changes results.
     """
     record = publish.find_record(root, run, "index", "index")
-    if record is None:
+    if record is None or "config" not in record.facts:
         raise UsageError(f"{root}: run {run} has no index record, so its config is lost: run the config again")
     config = parse_config(tomllib.loads(record.facts["config"]), f"{root}, run {run}")
     model, _, dataset = run.partition("@")

@@ -61,7 +61,7 @@ class RunStore:
         Raises UsageError if they have another fingerprint, or if the index is of other images.
         """
         records = publish.records(self.root, self.run, stage)
-        if stage == "index" and any(record.facts["listing"] != self._dataset.listing for record in records):
+        if stage == "index" and any(record.facts.get("listing") != self._dataset.listing for record in records):
             raise UsageError(self.other_pictures)
         for record in records:
             if record.fingerprint != self._spec.fingerprint:
@@ -71,7 +71,7 @@ class RunStore:
     @functools.cached_property
     def accepted(self) -> NDArray[np.int64]:
         """image_id of the images that the scan could decode, in order of position. It needs the complete scan."""
-        rejected = [i for record in self.done("scan").values() for i, _ in record.facts["rejected"]]
+        rejected = [i for record in self.done("scan").values() for i, _ in record.facts.get("rejected", [])]
         return self._dataset.readable[~np.isin(self._dataset.readable, rejected)]
 
     def _other_config(self) -> str:

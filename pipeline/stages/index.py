@@ -61,12 +61,12 @@ def _refuse_other_content(job: Job, digest: str) -> tuple[str, str]:
     """
     origin = job.dataset.source.text, job.dataset.source.root
     for record in publish.records(job.store.root, stage="index"):
-        if record.facts["dataset"] == job.dataset.name:
-            if record.facts["digest"] != digest:
+        if record.facts.get("dataset") == job.dataset.name:
+            if record.facts.get("digest") != digest:
                 raise UsageError(job.store.other_pictures)
             row = parquet.read(job.store.root / layout.dataset_table(job.dataset.name, "datasets")).to_pylist()[0]
             origin = row["source"], row["root"]
-        if record.facts["model"] == job.spec.model.name and record.facts["weights"] != job.spec.model.digest:
+        if record.facts.get("model") == job.spec.model.name and record.facts.get("weights") != job.spec.model.digest:
             raise UsageError(
                 f"{job.store.root} already holds a model {job.spec.model.name!r} with other weights: "
                 "give this one another `name` in [model]"
@@ -77,7 +77,7 @@ def _refuse_other_content(job: Job, digest: str) -> tuple[str, str]:
 def _refuse_changed(job: Job, record: Record) -> None:
     """Refuse to make a damaged index again from images that have changed."""
     rows = indexing.index_source(job.dataset.source, job.dataset.entries, max(job.runtime.threads, 2))
-    if indexing.index_digest(rows) != record.facts["digest"]:
+    if indexing.index_digest(rows) != record.facts.get("digest"):
         raise UsageError(
             f"the index of {job.dataset.name} is damaged and its pictures have changed: put the old pictures back first"
         )

@@ -47,7 +47,7 @@ class ScanPartials:
     @functools.cached_property
     def rejected(self) -> list[tuple[int, str]]:
         """image_id of each picture that could not be decoded, with the reason, in rising image_id."""
-        pairs = [r for record in self._job.store.done("scan").values() for r in record.facts["rejected"]]
+        pairs = [r for record in self._job.store.done("scan").values() for r in record.facts.get("rejected", [])]
         return sorted((int(i), str(reason)) for i, reason in pairs)
 
     def columns(self, layer: str, names: Sequence[str], channels: slice) -> dict[str, NDArray[Any]]:

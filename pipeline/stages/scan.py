@@ -127,7 +127,7 @@ def _expected(job: Job) -> Expected:
 
 def _refuse_bad(job: Job, done: Mapping[str, Record]) -> None:
     """Refuse the scan if more images could not be decoded than the config allows."""
-    reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts["rejected"]]
+    reasons = [(int(i), str(r)) for record in done.values() for i, r in record.facts.get("rejected", [])]
     bad = [(job.dataset.path_of(i), reason) for i, reason in sorted(reasons)]
     total = len(job.dataset.images)
     known = [("", "")] * (total - len(job.dataset.readable))

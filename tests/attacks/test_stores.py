@@ -131,7 +131,7 @@ def test_a_link_in_a_store_is_refused(link: str, home: Path) -> None:
     shutil.move(store / link, moved)
     (store / link).symlink_to(moved)
     before = _outside(home)
-    with pytest.raises(UsageError, match="is a link, and a store has none"):
+    with pytest.raises(UsageError, match="is a link, which can lead outside the store"):
         publish.records(store)
     assert any("is a link" in p.what or "gone" in p.what for p in verify.verify(store).problems)
     with pytest.raises(UsageError, match="is a link"):
@@ -203,7 +203,7 @@ def test_what_has_vanished_is_missed(gone: str, home: Path) -> None:
     with pytest.raises(UsageError, match=r"lists .* that (is|are) gone"):
         query.open(home / "store")
     done = CliRunner().invoke(cli, ["status", str(home / "store")])
-    assert isinstance(done.exception, UsageError)
+    assert "that the manifest lists are gone" in done.output
 
 
 def test_a_record_of_the_manifest_removes_nothing(home: Path) -> None:
