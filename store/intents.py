@@ -46,11 +46,16 @@ def announced(folder: Path, name: str, text: str) -> Iterator[None]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a file is an announcement of a process that has died, or of this one, which has announced it before."""
+    """Whether a file is an announcement that this process has left behind, or one of a process that has died."""
     if not path.name.startswith(PREFIX):
         return False
     owner = _read(path)[0]
     return bool(owner) and (owner == _own() or not is_living(owner))
+
+
+def temporary(final: Path) -> Path:
+    """Return a new name beside a file, which tells the host and the process that write it."""
+    return final.with_name(f"{TEMPORARY}{_own()}~{secrets.token_hex(4)}~{final.name}")
 
 
 def host() -> str:
@@ -76,15 +81,14 @@ def _own() -> str:
 
 
 def _link(path: Path, text: str) -> bool:
-    owner = _own()
-    temporary = path.with_name(f"{TEMPORARY}{owner}~{secrets.token_hex(4)}~{path.name}")
+    written = temporary(path)
     try:
-        temporary.write_text(json.dumps({"owner": owner, "text": text}))
-        os.link(temporary, path)
+        written.write_text(json.dumps({"owner": _own(), "text": text}))
+        os.link(written, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
     return True
 
 

@@ -13,7 +13,6 @@ import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -81,9 +80,10 @@ class Publication:
         fingerprint: str,
         confirm: Callable[[], object] = lambda: None,
     ) -> None:
-        """Begin. `confirm` is called when nobody else can publish this shard, before its files become visible.
+        """Begin to publish a shard.
 
-        It raises UsageError to give up.
+        `confirm` is called after the announcement, before the files become visible. It raises UsageError if the shard
+        must not be published.
         """
         self.root, self.run, self.stage, self.shard, self.fingerprint = root, run, stage, shard, fingerprint
         self.confirm = confirm
@@ -100,7 +100,7 @@ class Publication:
         containment.refuse_links(self.root, [relative])
         final = self.root / relative
         _make_folders(final.parent)
-        self._pending[relative] = _temporary(final)
+        self._pending[relative] = intents.temporary(final)
         return self._pending[relative]
 
     def commit(self, facts: dict[str, Any] | None = None, gone: Iterable[File] = ()) -> Record:
@@ -283,7 +283,7 @@ def restore_record(root: Path, place: str) -> bool:
 
 
 def _listed(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the records that the manifest repeats, by place; none if it is damaged, and only those that can be."""
+    """Return the valid records in the manifest by their places. If the manifest is damaged, there are none."""
     try:
         text = regular_file.read(root / layout.MANIFEST, MOST_BYTES).decode()
         bodies = json.loads(text)["records"] if is_sealed(text) else []
@@ -373,7 +373,7 @@ def remove_stale_temporaries(root: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write a file to, and rename it to `path` once it is complete and synced."""
-    temporary = _temporary(path)
+    temporary = intents.temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -418,10 +418,6 @@ def files_of(commits: Iterable[Record]) -> Iterator[tuple[Record, File]]:
     return ((record, file) for record in commits for file in record.files)
 
 
-def _temporary(final: Path) -> Path:
-    return final.with_name(f"{TEMPORARY}{intents.host()}~{os.getpid()}~{secrets.token_hex(4)}~{final.name}")
-
-
 def _sync_and_hash(path: Path) -> str:
     _sync(path)
     return sha256(path)
@@ -458,7 +454,7 @@ def _sync_upward(root: Path, folder: Path) -> None:
 
 def _link(root: Path, place: str, new: Record) -> Record:
     record_path = root / place
-    temporary = _temporary(record_path)
+    temporary = intents.temporary(record_path)
     temporary.write_text(new.text())
     _sync(temporary)
     try:

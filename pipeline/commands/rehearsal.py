@@ -1,8 +1,9 @@
 """Measure how fast this machine works through the parts of a job, for `plan`. Nothing of it is kept.
 
 Reading and the network are measured on the job's own pictures. Feature visualization is measured on three of its
-layers. The fold and the examples do not depend on the network, so they are rehearsed for real: small runs of a network
-of one layer after another on noise, in a temporary folder, with different numbers of pictures and classes.
+layers. The cost of the fold and of the examples does not depend on what the network computes. It is therefore measured
+on small real runs: two small networks, a narrow and a wide one, run on pictures of noise in a temporary folder, with
+different numbers of pictures and classes.
 """
 
 from __future__ import annotations
@@ -26,12 +27,10 @@ from torch import nn
 from pipeline import driver
 from pipeline.config import ComputeConfig, DatasetConfig, ModelConfig
 from pipeline.data.decode import BadImageError, open_image
-from pipeline.data.loading import Batch, batches
+from pipeline.data.loading import batches
 from pipeline.featurevis import Renderer, Settings, objectives
 from pipeline.graph import Layer
 from pipeline.job import Job
-from pipeline.runtime.ordered_map import ordered_map
-from pipeline.scan.batch_statistics import BatchStatistics
 from pipeline.stages import STAGES, examples, fold, visualize
 from pipeline.stages.scan import Rows
 from pipeline.stages.work_sizes import channels_together
@@ -39,7 +38,9 @@ from store import hdf5, publish
 
 SIDE, PAIRS = 14, 3  # of the small runs' networks: PAIRS times a convolution and a ReLU, with maps of SIDE x SIDE
 NARROW, WIDE = 32, 256  # their channels
-SHARE = 196 * 2 * PAIRS / (2 * PAIRS + 2)  # positions that are kept of a map, on average: two of the layers have one
+SHARE = (
+    SIDE * SIDE * 2 * PAIRS / (2 * PAIRS + 2)
+)  # positions that are kept of a map, on average: two of the layers have one
 FEW, MANY = 48, 512  # pictures of the small runs
 ROUNDS = 4  # of scanned batches on every thread
 STEPS = 2  # of a visualization, of each kind, that are measured after one to warm up
@@ -47,7 +48,7 @@ STEPS = 2  # of a visualization, of each kind, that are measured after one to wa
 
 @dataclass(frozen=True)
 class Seconds:
-    """An estimate: the least and the most seconds that the measurements allow."""
+    """An estimated time: the lowest and the highest number of seconds that fit the measurements."""
 
     low: float
     high: float
@@ -83,11 +84,8 @@ def of_picture(job: Job) -> tuple[Seconds, float]:
     chosen = np.linspace(0, len(entries) - 1, min(len(entries), size * streams * (ROUNDS + 1))).astype(np.int64)
     _ = job.spec.units  # opens the network, which is no part of the scan
     started = time.perf_counter()
-    measurer = job.runtime.measurer
+    _ = job.runtime.measurer
     prepared = time.perf_counter() - started
-
-    def measure(batch: Batch) -> tuple[Batch, BatchStatistics | None]:
-        return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
     def read(number: int) -> bytes:
         try:
@@ -102,7 +100,7 @@ def of_picture(job: Job) -> tuple[Seconds, float]:
     started = time.perf_counter()
     with ThreadPoolExecutor(max(job.runtime.threads, 1)) as decoders:
         loaded = batches(ids, read, job.spec.model.preprocess.pixels, size, decoders)
-        for batch, found in ordered_map(measure, loaded, streams, job.runtime.network_threads):
+        for batch, found in job.runtime.measured_batches(loaded):
             if found is not None:
                 rows.add(batch, found)
             ends.append(time.perf_counter())
@@ -137,10 +135,11 @@ def _repeated(work: Callable[[], Any], times: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of the fold and of the examples, beside the forward pass.
+    """The measured costs of the fold and of the stage `examples`, in seconds, without the forward pass.
 
-    Of the fold: for a layer, for a unit, for a unit's value on an image, and for a unit's row of a class. Of the
-    examples: once, for a layer on an image, and for a position of a map. `noise`: by what share equal runs differed.
+    The fold costs `layer` per layer, `unit` per unit, `value` per unit and image, and `row` per unit and class. The
+    examples cost `start_of_examples` once, `map` per layer and image, and `position` per stored position of a map.
+    `noise` is the share by which two equal runs differed.
     """
 
     layer: float

@@ -63,10 +63,14 @@ class Runtime:
         return batches(ids.tolist(), self._dataset.read_image, pixels, size, self._decoders)
 
     def measured(self, ids: NDArray[np.int64]) -> Iterator[tuple[Batch, BatchStatistics | None]]:
-        """Yield each batch with its statistics, or None if none of its images could be decoded."""
+        """Yield each batch of images with its statistics, or None if none of its images could be decoded."""
+        return self.measured_batches(self.batches(ids))
+
+    def measured_batches(self, loaded: Iterator[Batch]) -> Iterator[tuple[Batch, BatchStatistics | None]]:
+        """Yield each loaded batch with its statistics, as `measured` does."""
         measurer = self.measurer  # made here, not in the threads
 
         def measure(batch: Batch) -> tuple[Batch, BatchStatistics | None]:
             return batch, measurer.pixels(batch.pixels) if len(batch.ids) else None
 
-        return ordered_map(measure, timed_iter(self.batches(ids)), self.streams, self.network_threads)
+        return ordered_map(measure, timed_iter(loaded), self.streams, self.network_threads)

@@ -1,4 +1,4 @@
-"""Two processes that publish the same shard, or the same dataset, at the same time."""
+"""Tests of two processes that publish the same shard, or the same dataset, at the same time."""
 
 from __future__ import annotations
 

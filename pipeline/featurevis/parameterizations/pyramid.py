@@ -57,7 +57,7 @@ class Shared(FFT):
 
 
 class Lowres(Parameterization):
-    """One small picture, enlarged: Lucid's `lowres_tensor`."""
+    """A small picture that is enlarged, like Lucid's `lowres_tensor`."""
 
     divisor = 8
     offset: Offset = None

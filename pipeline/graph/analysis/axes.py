@@ -14,12 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import fx
 
 from pipeline.graph.analysis.axis import PLACES, Axes, batch_only, whole
-from pipeline.graph.analysis.axis_rules import after, weight_axis
+from pipeline.graph.analysis.axis_rules import Sizes, after, weight_axis
 from pipeline.graph.analysis.shapes import Shapes
 from pipeline.graph.layer import Layout
 from pipeline.graph.ops import CUSTOM, Op
-
-Sizes = Mapping[fx.Node, tuple[int, ...]]
 
 
 def infer(

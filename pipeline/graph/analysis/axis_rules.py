@@ -24,8 +24,6 @@ Sizes = Mapping[fx.Node, tuple[int, ...]]
 
 # These move or make axes in ways that are not followed; weights after them show the channels again.
 _MOVING = frozenset({"tensordot", "rot90", "fliplr", "flipud", "getattr", "unfold", "fold", "asstrided"})
-
-
 # These move the values along one axis, their argument `dim`.
 _REORDERING = frozenset(
     {"flip", "gather", "indexselect", "takealongdim", "sort", "topk", "msort", "scatter", "cumsum", "repeat", "tile"}
@@ -274,14 +272,14 @@ def _broadcast(inputs: Sequence[tuple[Axes, Sequence[int]]], shape: Sequence[int
 
 def _keeps_axes(node: fx.Node, shapes: Sizes, inputs: Sequence[fx.Node]) -> bool:
     """Whether an unknown operation keeps the order of axes: it changes at most two sizes, and not that of the batch."""
-    before, after = shapes[inputs[0]], shapes[node]
-    if not after:
+    before, shape = shapes[inputs[0]], shapes[node]
+    if not shape:
         return True
-    return sum(a != b for a, b in zip(before, after, strict=True)) <= 2 and before[0] == after[0]
+    return sum(a != b for a, b in zip(before, shape, strict=True)) <= 2 and before[0] == shape[0]
 
 
 def _reduced(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Sizes) -> Axes:
-    """Drop the axes over which a mean or sum reduces. All are unknown if these are."""
+    """Remove the axes over which a mean or a sum reduces. If these are unknown, all axes of the result are unknown."""
     shape, source = shapes[node], data_input(node)
     node_axes = axes.get(source) if source is not None else None
     listed = _listed(argument(node, 2 if op.kind == "norm" else 1, "dim"))
@@ -293,9 +291,9 @@ def _reduced(node: fx.Node, op: Op, axes: Mapping[fx.Node, Axes], shapes: Sizes)
 
 
 def agree(candidates: Sequence[Axes], rank: int) -> Axes | None:
-    """Return the axes of which the most are known, or None if none has this rank.
+    """Return the candidate with the most known axes, or None if no candidate has this rank.
 
-    If others of which as many are known disagree about an axis, it is unknown.
+    An axis is unknown if another candidate with as many known axes disagrees about it.
     """
     usable = [node_axes for node_axes in candidates if len(node_axes.axes) == rank]
     if not usable:
