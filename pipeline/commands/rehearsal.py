@@ -38,9 +38,8 @@ from store import hdf5, publish
 
 SIDE, PAIRS = 14, 3  # of the small runs' networks: PAIRS times a convolution and a ReLU, with maps of SIDE x SIDE
 NARROW, WIDE = 32, 256  # their channels
-SHARE = (
-    SIDE * SIDE * 2 * PAIRS / (2 * PAIRS + 2)
-)  # positions that are kept of a map, on average: two of the layers have one
+# The positions that are kept of a map, on average over the layers: two of them have a single one.
+SHARE = SIDE * SIDE * 2 * PAIRS / (2 * PAIRS + 2)
 FEW, MANY = 48, 512  # pictures of the small runs
 ROUNDS = 4  # of scanned batches on every thread
 STEPS = 2  # of a visualization, of each kind, that are measured after one to warm up
