@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import re
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pipeline.runtime.allocator import give_back
 from support import ROOT
 from support.faults import complete
 from support.sharing import locked, shared_folder
@@ -58,7 +57,7 @@ _kept = 0
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Give back what tests left behind: traced networks are circles of references, which Python frees late."""
+    """Give back what tests left behind."""
     global _kept
     ended = nextitem is None or nextitem.path != item.path
     if ended and isinstance(item, pytest.Function):
@@ -66,10 +65,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
             if getattr(value, "__module__", "") == item.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
     if ended or _resident() > _kept + GROWTH:
-        gc.collect()
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
+        give_back()
         _kept = _resident()
 
 

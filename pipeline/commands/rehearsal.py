@@ -31,6 +31,7 @@ from pipeline.data.loading import batches
 from pipeline.featurevis import Renderer, Settings, objectives
 from pipeline.graph import Layer
 from pipeline.job import Job
+from pipeline.runtime.allocator import give_back
 from pipeline.stages import STAGES, examples, fold, visualize
 from pipeline.stages.scan import Rows
 from pipeline.stages.work_sizes import channels_together
@@ -229,6 +230,7 @@ def _small_run(job: Job, folder: Path, made: Callable[[], Any], images: int, cla
         dataset=DatasetConfig(f"folder:{folder / 'pictures'}", "noise"),
         compute=ComputeConfig("cpu", threads=config.compute.threads),
     )
+    give_back()  # what was measured before; a login node may have little memory
     small = Job(changed, folder / "store", progress=False)
     publish.ensure_store(small.store.root)
     seconds = {}
@@ -263,6 +265,7 @@ def of_layers(job: Job) -> list[Rendering]:
 def _rendered(job: Job, layer: Layer) -> Rendering:
     batch = max(max(sizes) for of_layer, sizes in visualize.shards_planned(job) if of_layer is layer)
     settings = visualize.settings(job, batch=batch)
+    give_back()
     started = time.perf_counter()
     renderer = Renderer(job.spec.model, layer, settings)
     start = time.perf_counter() - started

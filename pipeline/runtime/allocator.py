@@ -1,8 +1,9 @@
-"""Tell the C library's allocator to keep the memory of large tensors."""
+"""Tell the C library's allocator to keep the memory of large tensors, or to give it back."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -24,3 +25,14 @@ def keep_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def give_back() -> None:
+    """Free what nothing refers to any more, and return free memory to the system as far as the C library can.
+
+    Traced networks are circles of references, which Python frees late. It takes some tenths of a second.
+    """
+    gc.collect()
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -26,7 +26,7 @@ STAGES = ("index", "calibrate", "scan", "fold")
 @pytest.mark.parametrize("name", SMALL)
 def test_scan_ends(name: str, tmp_path: Path) -> None:
     model = {"source": f"python:support.small_networks:{name}"}
-    sections = {"model": model, "dataset": {"source": "package:demo", "limit": 8}, "scan": {"batch_size": 4}}
+    sections = {"model": model, "dataset": {"source": "package:demo", "limit": 8}, "scan": {"batch_size": 2}}
     job = Job(parse_config(sections, "test"), tmp_path / "store", progress=False)
     driver.run(job, STAGES)
     units = pd.read_parquet(job.store.root / layout.table(job.store.run, "units"))
