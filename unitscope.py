@@ -56,6 +56,7 @@ COMMANDS = {
     "verify": ("store.commands", "Check every file of a store against its digest."),
     "export": ("store.commands", "Write a smaller store with one run or some of its layers."),
     "sql": ("query.commands.cli", "Query a store in SQL."),
+    "views": ("store.commands", "Print SQL that makes a store's views, for DuckDB alone."),
     "top-units": ("query.commands.cli", "Which units fire most on this image?"),
     "top-images": ("query.commands.cli", "Which images fire this unit most?"),
     "similar": ("query.commands.cli", "Units like a unit, or images like an image."),

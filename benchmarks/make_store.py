@@ -35,8 +35,9 @@ from pipeline.job import Shard
 from pipeline.scan.batch_statistics import UnitIndex
 from pipeline.stages import fold
 from pipeline.statistics.moments import Pair
-from store import layout, parquet, publish, schema
-from store.publish import Publication, Record
+from store import commits, layout, parquet, publish, schema
+from store.commits import Record
+from store.publish import Publication
 
 FACTORS = 24  # latent factors, shared by all units
 SIDE = 7  # height and width of every map
@@ -253,10 +254,10 @@ def make(root: Path, size: Size, workers: int = 1, say: Callable[[str], None] = 
     """Write the store, or the shards of it that are missing."""
     publish.ensure_store(root)
     job = InventedJob(root, size)
-    if publish.find_record(root, job.store.run, "index", "index") is None:
+    if commits.find_record(root, job.store.run, "index", "index") is None:
         _index(job)
     for phase in fold.STAGE.phases(job):  # type: ignore[arg-type]
-        todo = [(root, size, s) for s in phase if publish.find_record(root, job.store.run, "fold", s.name) is None]
+        todo = [(root, size, s) for s in phase if commits.find_record(root, job.store.run, "fold", s.name) is None]
         with multiprocessing.get_context("spawn").Pool(min(workers, max(len(todo), 1))) as pool:
             for record in tqdm(pool.imap_unordered(_shard, todo), total=len(todo), desc="fold", mininterval=5):
                 say(record.shard)
@@ -265,7 +266,7 @@ def make(root: Path, size: Size, workers: int = 1, say: Callable[[str], None] = 
 
 def size_of(root: Path) -> Size:
     """Return the size that a store was made with. Raises click.UsageError if this program did not make it."""
-    record = publish.find_record(root, layout.run_name(MODEL, DATASET), "index", "index")
+    record = commits.find_record(root, layout.run_name(MODEL, DATASET), "index", "index")
     if record is None:
         raise click.UsageError(f"{root} was not made by make_store.py")
     body = json.loads(record.facts["size"])

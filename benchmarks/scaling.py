@@ -30,7 +30,7 @@ from pipeline.executors.scheduling import Scheduler
 from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job
 from pipeline.stages import scan
-from store import hdf5, layout, publish
+from store import commits, hdf5, housekeeping, layout, publish
 
 PARTS = ("engines", "slurm", "workers")
 MINUTE = 60.0  # seconds of a shard, of which overheads are given as shares
@@ -63,9 +63,9 @@ def _indexed(root: Path, images: Path | None, shard: int) -> Job:
 
 
 def _forget_scan(job: Job) -> None:
-    for record in publish.records(job.store.root, job.store.run, "scan"):
+    for record in commits.records(job.store.root, job.store.run, "scan"):
         publish.remove_record(job.store.root, record)
-    publish.remove_partials(job.store.root, job.store.run, ["scan"])
+    housekeeping.remove_partials(job.store.root, job.store.run, ["scan"])
 
 
 class Listening:
@@ -186,10 +186,10 @@ def measure_files(report: Report, engine_seconds: float) -> Costs:
     with tempfile.TemporaryDirectory(prefix="unitscope-") as folder:
         job = _indexed(Path(folder) / "store", None, 1)
         driver.run(job, ("scan",))
-        names = [record.shard for record in publish.records(job.store.root, job.store.run, "scan")]
+        names = [record.shard for record in commits.records(job.store.root, job.store.run, "scan")]
         began = time.perf_counter()
         for _ in range(20):
-            publish.records(job.store.root, job.store.run, "scan")
+            commits.records(job.store.root, job.store.run, "scan")
         record = (time.perf_counter() - began) / 20 / len(names)
         began = time.perf_counter()
         for name in names:

@@ -13,6 +13,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import tomli_w
+
 from store.errors import UsageError, did_you_mean
 
 Layers = str | tuple[str, ...]  # "blocks", "all" or globs
@@ -210,17 +212,5 @@ def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = []
-    for name, section in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
-    return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
+    """Return sections as TOML. Any value comes back from it as it was, but that a tuple is then a list."""
+    return tomli_w.dumps(sections)

@@ -17,7 +17,7 @@ from pipeline.runtime.devices import set_up
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.runtime.progress import say
 from pipeline.stages import STAGES, stage_named
-from store import publish
+from store import housekeeping, publish
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run(
     set_up()
     _ = job.spec.visualized  # reports a pattern that matches nothing now, not after the scan
     publish.ensure_store(job.store.root)
-    publish.remove_stale_temporaries(job.store.root)
+    housekeeping.remove_stale_temporaries(job.store.root)
     stages = [stage for stage in STAGES if not wanted or stage.name in wanted]
     if job.spec.no_predictions and any(stage.name == "scan" for stage in stages):
         say(f"no predictions: {job.spec.no_predictions}")
@@ -68,7 +68,7 @@ def run(
         _run_on(engine(), job, missing, part, patience)
     for stage in STAGES:
         _drop_partials(job, stage)
-    publish.remove_orphans(job.store.root, job.store.run)
+    housekeeping.remove_orphans(job.store.root, job.store.run)
     publish.write_manifest(job.store.root)
 
 
@@ -126,4 +126,4 @@ def _compute(job: Job, stage: Stage, missing: Sequence[Shard], total: int) -> No
 def _drop_partials(job: Job, stage: Stage) -> None:
     """Remove the partials of a stage if the shard that reads them last is committed."""
     if stage.spec.consumer and job.store.record(*stage.spec.consumer):
-        publish.remove_partials(job.store.root, job.store.run, [stage.name])
+        housekeeping.remove_partials(job.store.root, job.store.run, [stage.name])

@@ -1,4 +1,4 @@
-"""Commands that read a store and compute nothing new: verify, export."""
+"""Commands that read a store and compute nothing new: verify, export, views."""
 
 from __future__ import annotations
 
@@ -72,4 +72,28 @@ def export(store: str, run: str, to: str, layers: tuple[str, ...]) -> None:
     click.echo(f"{to}: {run}, {size:,} bytes; `unitscope verify {to}` checks it")
 
 
-COMMANDS = {"verify": verify, "export": export}
+@click.command()
+@click.argument("store")
+def views(store: str) -> None:
+    """Print SQL that makes STORE's views, for DuckDB without unitscope.
+
+    It reads the files where they lie now, and has no macros. Use this rather than a script that came with a store: that
+    could hold any SQL, and DuckDB by itself may read and write all your files.
+
+    \b
+    Example:
+      unitscope views stores/demo > views.sql && duckdb -init views.sql
+    """
+    from store import commits, publish
+    from store import views as sql
+
+    root = Path(store)
+    publish.check_version(root)
+    publish.check_path(root)
+    tables = sql.tables(file.path for _, file in commits.files_of(commits.all_records(root)))
+    here = {name: [str(root.resolve() / path) for path in paths] for name, paths in tables.items()}
+    for statement in sql.statements(here):
+        click.echo(f"{statement};")
+
+
+COMMANDS = {"verify": verify, "export": export, "views": views}

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from store import hdf5, layout, parquet, publish, schema
+from store import commits, hdf5, layout, parquet, publish, schema
+from store.commits import Record
 from store.errors import UsageError
 from store.hdf5 import Array
 from store.layer_globs import matching
-from store.publish import Publication, Record
+from store.publish import Publication
 
 _ROWS = 4096  # rows (images) of the record that are copied at a time
 _BY_LAYER = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS, schema.VISUALIZATIONS)
@@ -32,11 +33,11 @@ def export(
     exists and is not an empty folder.
     """
     publish.check_version(root)
-    records = publish.records(root, run)
+    records = commits.records(root, run)
     if not records:
-        runs = ", ".join(sorted({record.run for record in publish.records(root)})) or "none"
+        runs = ", ".join(sorted({record.run for record in commits.records(root)})) or "none"
         raise UsageError(f"run {run!r} is unknown in {root}; it has {runs}")
-    if not any(file.path == layout.table(run, "layers") for _, file in publish.files_of(records)):
+    if not any(file.path == layout.table(run, "layers") for _, file in commits.files_of(records)):
         raise UsageError(f"run {run} is not folded yet: finish it with `unitscope run`")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"--to {to} exists and is not empty: choose a new folder")

@@ -50,25 +50,36 @@ def is_abandoned(path: Path) -> bool:
     if not path.name.startswith(PREFIX):
         return False
     owner = _read(path)[0]
-    return bool(owner) and (owner == _own() or not is_living(owner))
+    return bool(owner) and (owner == own() or not is_living(owner))
 
 
 def temporary(final: Path) -> Path:
     """Return a new name beside a file, which tells the host and the process that write it."""
-    return final.with_name(f"{TEMPORARY}{_own()}~{secrets.token_hex(4)}~{final.name}")
+    return final.with_name(f"{TEMPORARY}{own()}~{secrets.token_hex(4)}~{final.name}")
+
+
+def owner_of(path: Path) -> str:
+    """Return the HOST~PID that a temporary's name tells."""
+    host_name, _, rest = path.name.removeprefix(TEMPORARY).partition("~")
+    return f"{host_name}~{rest.partition('~')[0]}"
 
 
 def host() -> str:
     return socket.gethostname().replace("~", "-")
 
 
+def is_here(owner: str) -> bool:
+    """Whether HOST~PID names a process of this host, so that the system can be asked about it."""
+    of_host, _, process = owner.partition("~")
+    return of_host == host() and process.isdigit() and len(process) <= 9
+
+
 def is_living(owner: str) -> bool:
     """Whether the process HOST~PID may be alive. On other hosts it always may."""
-    of_host, _, process = owner.partition("~")
-    if of_host != host() or not process.isdigit() or len(process) > 9:
+    if not is_here(owner):
         return True
     try:
-        os.kill(int(process), 0)
+        os.kill(int(owner.partition("~")[2]), 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -76,14 +87,15 @@ def is_living(owner: str) -> bool:
     return True
 
 
-def _own() -> str:
+def own() -> str:
+    """Return HOST~PID of this process."""
     return f"{host()}~{os.getpid()}"
 
 
 def _link(path: Path, text: str) -> bool:
     written = temporary(path)
     try:
-        written.write_text(json.dumps({"owner": _own(), "text": text}))
+        written.write_text(json.dumps({"owner": own(), "text": text}))
         os.link(written, path)
     except FileExistsError:
         return False

@@ -6,7 +6,6 @@ FORMAT_VERSION = 1
 BLOCK = 65_536  # images in one file of the image-major dense record
 
 MANIFEST = "manifest.json"
-VIEWS = "views.sql"
 COMMITS = "commits"
 LOGS = "logs"
 PARTIALS = "partials"

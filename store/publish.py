@@ -1,4 +1,4 @@
-"""Atomic publication. Only this module renames, links, syncs or removes a store's files.
+"""Atomic publication. Only this module and `store.housekeeping` rename, link, sync or remove a store's files.
 
 A file counts as published once a commit record lists it. To publish: write under a temporary name, close, fsync, hash,
 announce what will be published (`store.intents`), rename, fsync the directories, then `link()` the record into place.
@@ -9,25 +9,19 @@ the digests in them, are compared.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from store import containment, intents, layout, regular_file, views
+from store import commits, containment, intents, layout, regular_file, views
+from store.commits import File, Record
 from store.errors import UsageError
 
 TEMPORARY = intents.TEMPORARY
-MOST_BYTES = 1 << 28  # of a commit record or a manifest
-STALE_SECONDS = 24 * 3600  # age at which temporaries are removed if their process cannot be checked (other hosts)
-
 
 # Failures to write that a person has to see to. Trying again elsewhere would not help.
 _UNWRITABLE = frozenset(
@@ -37,35 +31,6 @@ _UNWRITABLE = frozenset(
 
 class DisagreementError(UsageError):
     """Two computations of the same shard gave different results."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A published file: its path relative to the store, its size in bytes and the SHA-256 of its contents."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """The commit record of one shard of one stage: the files that it published. Immutable."""
-
-    run: str
-    stage: str
-    shard: str
-    fingerprint: str
-    files: tuple[File, ...]
-    facts: dict[str, Any]  # small results that later stages need, e.g. the images that a scan shard rejected
-
-    def text(self) -> str:
-        return sealed(self.body())
-
-    def body(self) -> dict[str, Any]:
-        files = [{"path": f.path, "sha256": f.sha256, "size": f.size} for f in self.files]
-        body = {"facts": self.facts, "files": files, "fingerprint": self.fingerprint, "format": layout.FORMAT_VERSION}
-        return body | {"run": self.run, "shard": self.shard, "stage": self.stage}
 
 
 class Publication:
@@ -172,19 +137,22 @@ class Publication:
 
 
 def write_manifest(root: Path) -> None:
-    """Rewrite `manifest.json`, the sorted union of all commit records, and `views.sql`."""
-    # Whoever reads the store checks what the records say; the manifest only repeats it.
-    commits = [read_record(root, place, checked=False) for place in _places(root)]
-    replace_text(root / layout.VIEWS, views_text(commits))
-    replace_text(root / layout.MANIFEST, manifest_text(commits))
+    """Rewrite `manifest.json`, the sorted union of all commit records.
+
+    Another process may commit a record meanwhile and write its own manifest first. So this one looks again at what is
+    there, until it has written all of it: whoever writes last leaves a manifest that lacks nothing.
+    """
+    while True:
+        places = commits.places(root)
+        # Whoever reads the store checks what the records say; the manifest only repeats it.
+        found = [commits.read_record(root, place, checked=False) for place in places if (root / place).exists()]
+        replace_text(root / layout.MANIFEST, manifest_text(found))
+        if commits.places(root) == places:
+            return
 
 
-def views_text(commits: Iterable[Record]) -> str:
-    return views.script(file.path for _, file in files_of(commits))
-
-
-def manifest_text(commits: Iterable[Record]) -> str:
-    return sealed({"format": layout.FORMAT_VERSION, "records": [record.body() for record in commits]})
+def manifest_text(records: Iterable[Record]) -> str:
+    return commits.sealed({"format": layout.FORMAT_VERSION, "records": [record.body() for record in records]})
 
 
 def ensure_store(root: Path) -> None:
@@ -197,8 +165,7 @@ def ensure_store(root: Path) -> None:
     if not manifest.exists():
         _make_folders(root)
         if any(
-            p.name not in (layout.COMMITS, layout.LOGS, layout.VIEWS) and not p.name.startswith(TEMPORARY)
-            for p in root.iterdir()
+            p.name not in (layout.COMMITS, layout.LOGS) and not p.name.startswith(TEMPORARY) for p in root.iterdir()
         ):
             raise UsageError(f"{root} is neither empty nor a unitscope store: choose another --store")
         replace_text(manifest, manifest_text([]))
@@ -217,7 +184,7 @@ def check_version(root: Path) -> None:
     """Raise UsageError if `root` is not a store, or is a store of another format version."""
     manifest = root / layout.MANIFEST
     try:
-        version = json.loads(regular_file.read(manifest, MOST_BYTES).decode())["format"]
+        version = json.loads(regular_file.read(manifest, commits.MOST_BYTES).decode())["format"]
     except FileNotFoundError:
         raise UsageError(
             f"{root} is no unitscope store (it has no {layout.MANIFEST}): run `unitscope run CONFIG` first"
@@ -231,85 +198,14 @@ def check_version(root: Path) -> None:
         )
 
 
-def committed(root: Path, run: str, stage: str) -> set[str]:
-    """Return the names of a stage's committed shards, without reading the records."""
-    paths = (root / layout.COMMITS / run / stage).glob("*.json")
-    return {path.stem for path in paths if not path.name.startswith(TEMPORARY)}
-
-
-def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
-    """Read the commit records, of one run or stage if given, sorted by run, stage and shard.
-
-    Raises UsageError if one is not what belongs at its place, or if a link is on the way to it or to one of its files.
-    """
-    places = _places(root, run, stage)
-    containment.refuse_links(root, places)
-    commits = [read_record(root, place) for place in places]
-    containment.refuse_links(root, (file.path for _, file in files_of(commits)))
-    return commits
-
-
-def _places(root: Path, run: str | None = None, stage: str | None = None) -> list[str]:
-    pattern = "/".join(glob.escape(name) if name else "*" for name in (run, stage))
-    found = sorted((root / layout.COMMITS).glob(f"{pattern}/*.json"))
-    return [path.relative_to(root).as_posix() for path in found if not path.name.startswith(TEMPORARY)]
-
-
-def all_records(root: Path) -> list[Record]:
-    """Read all commit records. Raises UsageError if the manifest lists any that are gone, as `records` does not."""
-    commits = records(root)
-    gone = vanished(root, commits)
-    if gone:
-        raise UsageError(
-            f"{root / layout.MANIFEST} lists {len(gone)} commit record(s) that {'are' if len(gone) > 1 else 'is'} "
-            f"gone, the first {gone[0]}: put them back, or see `unitscope verify {root}`"
-        )
-    return commits
-
-
-def vanished(root: Path, commits: Iterable[Record]) -> list[str]:
-    """Return the places of the records that the manifest lists and that are not among these."""
-    return sorted(_listed(root).keys() - {layout.record(r.run, r.stage, r.shard) for r in commits})
-
-
 def restore_record(root: Path, place: str) -> bool:
     """Write a commit record that is damaged or gone again, from the manifest's copy. Returns whether it has one."""
-    body = _listed(root).get(place)
+    body = commits.listed(root).get(place)
     if body is None:
         return False
     containment.refuse_links(root, [place])
-    replace_text(root / place, sealed(body))
+    replace_text(root / place, commits.sealed(body))
     return True
-
-
-def _listed(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the valid records in the manifest by their places. If the manifest is damaged, there are none."""
-    try:
-        text = regular_file.read(root / layout.MANIFEST, MOST_BYTES).decode()
-        bodies = json.loads(text)["records"] if is_sealed(text) else []
-        found = {layout.record(body["run"], body["stage"], body["shard"]): body for body in bodies}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return {p: body for p, body in found.items() if containment.fault_of_record(body, PurePosixPath(p)) is None}
-
-
-def read_record(root: Path, place: str, checked: bool = True) -> Record:
-    """Read the commit record at a place relative to the root. Raises UsageError if it is not what belongs there."""
-    try:
-        body = json.loads(regular_file.read(root / place, MOST_BYTES).decode())
-        fault = containment.fault_of_record(body, PurePosixPath(place)) if checked else None
-        if fault is None:
-            files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
-            return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
-    except (ValueError, OSError, RecursionError, KeyError, TypeError) as error:
-        fault = str(error)
-    raise UsageError(f"commit record {root / place} is damaged ({fault}): see `unitscope verify`")
-
-
-def find_record(root: Path, run: str, stage: str, shard: str) -> Record | None:
-    place = layout.record(run, stage, shard)
-    containment.refuse_links(root, [place])
-    return read_record(root, place) if (root / place).exists() else None
 
 
 def remove_record(root: Path, record: Record) -> None:
@@ -324,50 +220,6 @@ def remove_damaged(root: Path, relative: str) -> None:
         raise UsageError(f"{root}: {relative} is no place of a commit record: remove it yourself")
     containment.refuse_links(root, [relative])
     (root / relative).unlink(missing_ok=True)
-
-
-def remove_partials(root: Path, run: str, stages: Iterable[str]) -> None:
-    """Remove the partials of these stages. Call it once the shard that consumes them is committed."""
-    folder = root / "runs" / run / layout.PARTIALS
-    containment.refuse_links(root, [f"runs/{run}/{layout.PARTIALS}"])
-    for stage in stages:
-        for _ in range(2):  # a file system can fail once
-            shutil.rmtree(folder / stage, ignore_errors=True)
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def remove_orphans(root: Path, run: str) -> None:
-    """Remove temporaries of files that are already published, and announcements of records that are there.
-
-    The process that wrote one has died, or another published the same file first and it will notice that on commit.
-    """
-    for folder in (root / layout.COMMITS / run, root / "datasets"):
-        for path in list(folder.rglob(f"{intents.PREFIX}*")):
-            if path.with_name(path.name.removeprefix(intents.PREFIX)).exists() or intents.is_abandoned(path):
-                path.unlink(missing_ok=True)
-    folders = (root / "runs" / run, root / "datasets", root / layout.COMMITS / run)
-    temporaries = [path for folder in folders for path in folder.rglob(f"{TEMPORARY}*")]
-    if not temporaries:
-        return
-    published = {root / file.path for record in records(root, run) for file in record.files}
-    published |= {root / place for place in _places(root, run)}
-    for path in temporaries:
-        if path.with_name(path.name.rpartition("~")[2]) in published:
-            path.unlink(missing_ok=True)
-
-
-def remove_stale_temporaries(root: Path) -> None:
-    """Remove the temporaries of killed processes: at once for dead processes of this host, after a day for others."""
-    for path in list(root.rglob(f"{TEMPORARY}*")):
-        host, _, rest = path.name.removeprefix(TEMPORARY).partition("~")
-        process = rest.partition("~")[0]
-        try:
-            old = time.time() - path.stat().st_mtime > STALE_SECONDS
-        except FileNotFoundError:
-            continue
-        if old or (process.isdigit() and not intents.is_living(f"{host}~{process}")) or intents.is_abandoned(path):
-            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -393,29 +245,6 @@ def replace_text(path: Path, text: str) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(body: dict[str, Any]) -> str:
-    """Return `body` as JSON with the SHA-256 of its own text as `seal`, so that a flipped bit is noticed."""
-    return _dumps(body | {"seal": hashlib.sha256(_dumps(body).encode()).hexdigest()})
-
-
-def is_sealed(text: str) -> bool:
-    """Return whether a text is, byte for byte, what `sealed` returned."""
-    try:
-        body = json.loads(text)
-        body.pop("seal")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return False
-    return text == sealed(body)
-
-
-def _dumps(body: object) -> str:
-    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-
-
-def files_of(commits: Iterable[Record]) -> Iterator[tuple[Record, File]]:
-    return ((record, file) for record in commits for file in record.files)
 
 
 def _sync_and_hash(path: Path) -> str:
@@ -468,7 +297,7 @@ def _link(root: Path, place: str, new: Record) -> Record:
 
 
 def _same(root: Path, place: str, new: Record) -> Record:
-    old = read_record(root, place)
+    old = commits.read_record(root, place)
     if old.text() != new.text():
         raise DisagreementError(
             f"{root / place} was committed by another process with other contents, but two runs of one shard must "

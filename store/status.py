@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from store import layout, logs, parquet, publish, stages, timings
-from store.publish import Record
+from store import commits, layout, logs, parquet, stages, timings
+from store.commits import Record
 
 States = Callable[[], Mapping[str, str] | None]  # a cluster's jobs: name -> state; None if they are not known
 
@@ -18,8 +18,8 @@ SHOWN = 10  # shards that are listed one by one
 
 def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) -> list[str]:
     """Return the status of a store as lines of text. `job_states` is asked about shards that a cluster's job began."""
-    records = publish.records(root)
-    gone = publish.vanished(root, records)
+    records = commits.records(root)
+    gone = commits.vanished(root, records)
     lines = [f"{len(gone)} commit record(s) that the manifest lists are gone, the first {gone[0]}"] if gone else []
     if not records:
         return lines or [f"{root}: an empty store; nothing is committed yet"]

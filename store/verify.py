@@ -8,9 +8,9 @@ from pathlib import Path
 
 import h5py
 
-from store import containment, layout, publish, regular_file
+from store import commits, containment, layout, publish, regular_file
+from store.commits import File, Record
 from store.errors import UsageError
-from store.publish import File, Record
 from store.stages import spec_of
 
 
@@ -48,20 +48,20 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
         link = containment.link_on_the_way(root, place)
         if link is not None:
             problems.append(Problem(place, f"{link} is a link, which can lead outside the store"))
-        elif not publish.is_sealed(_text(path)):
+        elif not commits.is_sealed(_text(path)):
             problems.append(Problem(place, "the commit record is damaged"))
         else:
             try:
-                records.append(publish.read_record(root, place))
+                records.append(commits.read_record(root, place))
             except UsageError as error:
                 problems.append(Problem(place, str(error)))
     problems += _check_manifest(root, records, complete=not problems)
     known = {problem.path for problem in problems}
-    missed = [place for place in publish.vanished(root, records) if place not in known]
+    missed = [place for place in commits.vanished(root, records) if place not in known]
     problems += [Problem(place, "the manifest lists this commit record, and it is gone") for place in missed]
     done = {(r.run, r.stage, r.shard) for r in records}
     files: dict[str, tuple[File, Record]] = {}
-    for record, file in publish.files_of(records):
+    for record, file in commits.files_of(records):
         if files.setdefault(file.path, (file, record))[0] != file:
             problems.append(
                 Problem(file.path, f"two records disagree about it: one of {record.run} and one of another run", record)
@@ -80,20 +80,18 @@ def verify(root: Path, advance: Callable[[int], None] = lambda size: None) -> Re
 
 def _text(path: Path) -> str:
     try:
-        return regular_file.read(path, publish.MOST_BYTES).decode()
+        return regular_file.read(path, commits.MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
 def _check_manifest(root: Path, records: list[Record], complete: bool) -> list[Problem]:
     text = _text(root / layout.MANIFEST)
-    if not publish.is_sealed(text):
+    if not commits.is_sealed(text):
         return [Problem(layout.MANIFEST, "the manifest is damaged or missing: run the config again, or repair")]
     unfinished = not any(r.shard == "finish" for r in records)
     if complete and not unfinished and text != publish.manifest_text(records):
         return [Problem(layout.MANIFEST, "is not the union of the commit records: the run was cut off; run it again")]
-    if complete and not unfinished and _text(root / layout.VIEWS) != publish.views_text(records):
-        return [Problem(layout.VIEWS, "is not what the commit records make: run the config again, or repair")]
     return []
 
 
@@ -167,8 +165,8 @@ def require_store(root: Path) -> None:
     """
     if not root.is_dir():
         raise UsageError(f"{root} does not exist: `unitscope run CONFIG --store {root}` makes a store")
-    if not publish.is_sealed(_text(root / layout.MANIFEST)):
+    if not commits.is_sealed(_text(root / layout.MANIFEST)):
         records = (root / layout.COMMITS).rglob("*.json")
-        if any(publish.is_sealed(_text(path)) for path in records):
+        if any(commits.is_sealed(_text(path)) for path in records):
             return
     publish.check_version(root)

@@ -1,7 +1,7 @@
 """The views of a store as SQL text: one view per table, over the recorded Parquet files.
 
-`query` creates them with absolute paths when it connects. `views.sql` beside the manifest has them with paths relative
-to the store, for use with DuckDB alone.
+`query` creates them with absolute paths when it connects, and so does the script that `unitscope views` prints for use
+with DuckDB alone. No store keeps such a script: in a store from elsewhere it could hold any SQL.
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ _SQL_TYPES = {
 }  # fmt: skip
 
 Files = Mapping[str, Sequence[str]]
-
-
-def script(recorded: Iterable[str]) -> str:
-    """Return the text of views.sql, given the recorded files as paths relative to the store."""
-    head = "-- The store's views for DuckDB alone, in the store's folder: duckdb -init views.sql\n"
-    return head + "".join(f"{statement};\n" for statement in statements(tables(recorded)))
 
 
 def tables(recorded: Iterable[str]) -> dict[str, list[str]]:

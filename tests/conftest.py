@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pipeline.runtime.allocator import give_back
 from support import ROOT
 from support.faults import complete
 from support.sharing import locked, shared_folder
+
+from pipeline.runtime.allocator import give_back
 
 if TYPE_CHECKING:
     from pipeline.models import Model

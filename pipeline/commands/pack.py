@@ -20,7 +20,7 @@ from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
 from pipeline.runtime.devices import threads_of_worker
 from pipeline.runtime.ordered_map import ordered_map
-from store import publish
+from store import housekeeping, publish
 from store.errors import UsageError
 
 SUFFIX = {"jpeg": ".jpg", "raw": ".ppm"}
@@ -86,7 +86,7 @@ def pack(config: Config, folder: Path, packing: Packing, progress: bool = True) 
 def _begin(folder: Path, settings: dict[str, object]) -> None:
     """Make the folder and write the settings to it. Raises UsageError if it holds anything else."""
     folder.mkdir(parents=True, exist_ok=True)
-    publish.remove_stale_temporaries(folder)
+    housekeeping.remove_stale_temporaries(folder)
     text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
     path = folder / SETTINGS
     if not path.exists():

@@ -13,9 +13,9 @@ from pipeline import driver
 from pipeline.config import Config, parse_config
 from pipeline.job import Job
 from pipeline.stages import STAGES, stage_named
-from store import layout, publish, verify
+from store import commits, layout, publish, verify
+from store.commits import Record
 from store.errors import UsageError
-from store.publish import Record
 
 
 def repair_store(root: Path, model_code: bool = False) -> str:
@@ -43,7 +43,7 @@ def repair_store(root: Path, model_code: bool = False) -> str:
     for job in jobs:
         damaged_here = [record for record in damaged if record.run == job.store.run]
         again = {path.split("/")[2] for path in lost if path.split("/")[1] == job.store.run}
-        stages = {r.stage for r in publish.records(root, job.store.run)} | again
+        stages = {r.stage for r in commits.records(root, job.store.run)} | again
         for record in damaged_here:
             _forget(job, record)
         driver.run(job, [stage.name for stage in STAGES if stage.name in stages])
@@ -73,7 +73,7 @@ def config_of(root: Path, run: str) -> Config:
 
     It comes from the record of the index, which keeps every key that changes results.
     """
-    record = publish.find_record(root, run, "index", "index")
+    record = commits.find_record(root, run, "index", "index")
     if record is None or "config" not in record.facts:
         raise UsageError(f"{root}: run {run} has no index record, so its config is lost: run the config again")
     config = parse_config(tomllib.loads(record.facts["config"]), f"{root}, run {run}")
@@ -95,7 +95,7 @@ def _forget(job: Job, record: Record) -> None:
         consumer, last = stage.spec.consumer or ("", "")
         if consumer != record.stage or (stage.name == record.stage and record.shard != last):
             continue
-        for needed in publish.records(job.store.root, job.store.run, stage.name):
+        for needed in commits.records(job.store.root, job.store.run, stage.name):
             partial = [f for f in needed.files if layout.is_partial(f.path)]
             if any(not (job.store.root / f.path).exists() for f in partial):
                 publish.remove_record(job.store.root, needed)

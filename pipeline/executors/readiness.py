@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.job import Job, Shard, Stage
 from pipeline.stages import stage_named
-from store import publish
+from store import commits
 from store.errors import UsageError
 
 STALE = 90.0  # seconds; NFS clients cache a folder's listing for at most 60 s by default
@@ -42,7 +42,7 @@ def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
         names = shard_names(job, stage_named(name))
         if names is None:
             return [name]
-        if missing := names - publish.committed(job.store.root, job.store.run, name):
+        if missing := names - commits.committed(job.store.root, job.store.run, name):
             return [f"{name} {missing_shard}" for missing_shard in sorted(missing)]
     if shard is None:
         return []
@@ -53,7 +53,7 @@ def unseen(job: Job, stage: Stage, shard: Shard | None = None) -> list[str]:
         earlier |= {s.name for s in phase}
     return [
         f"{stage.name} {missing_shard}"
-        for missing_shard in sorted(earlier - publish.committed(job.store.root, job.store.run, stage.name))
+        for missing_shard in sorted(earlier - commits.committed(job.store.root, job.store.run, stage.name))
     ]
 
 
@@ -76,7 +76,7 @@ def _missing(job: Job, stage: Stage) -> str:
     names = shard_names(job, stage)
     if names is None:
         return "nor is a stage before it"
-    count = len(names - publish.committed(job.store.root, job.store.run, stage.name))
+    count = len(names - commits.committed(job.store.root, job.store.run, stage.name))
     return f"{count} shards are missing" if count else ""
 
 

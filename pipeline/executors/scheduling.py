@@ -23,8 +23,8 @@ from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Job, Shard, Stage
 from pipeline.runtime.progress import say
 from store import layout
+from store.commits import Record
 from store.errors import UsageError
-from store.publish import Record
 
 Check = Callable[[Stage, dict[str, Record]], None]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from store.publish import Record
+from store.commits import Record
 from store.stages import StageSpec, spec_of
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from pipeline import config as configs
 from pipeline.job.dataset import Dataset
 from pipeline.job.spec import Spec
 from pipeline.runtime.timing import phase
-from store import layout, publish
+from store import commits, layout
+from store.commits import Record
 from store.errors import UsageError
 from store.logs import Log, slurm_facts
-from store.publish import Publication, Record
+from store.publish import Publication
 
 
 class RunStore:
@@ -53,14 +54,14 @@ class RunStore:
         self.log.write("plan", run=self.run, stage=stage, phases=list(phases))
 
     def record(self, stage: str, shard: str) -> Record | None:
-        return publish.find_record(self.root, self.run, stage, shard)
+        return commits.find_record(self.root, self.run, stage, shard)
 
     def done(self, stage: str) -> dict[str, Record]:
         """Return the records of a stage's committed shards, by shard.
 
         Raises UsageError if they have another fingerprint, or if the index is of other images.
         """
-        records = publish.records(self.root, self.run, stage)
+        records = commits.records(self.root, self.run, stage)
         if stage == "index" and any(record.facts.get("listing") != self._dataset.listing for record in records):
             raise UsageError(self.other_pictures)
         for record in records:
@@ -81,7 +82,7 @@ class RunStore:
         )
 
     def _differences(self) -> str:
-        record = publish.find_record(self.root, self.run, "index", "index")
+        record = commits.find_record(self.root, self.run, "index", "index")
         if record is None or "config" not in record.facts:
             return "or other weights or versions"
         old = tomllib.loads(record.facts["config"])

@@ -33,6 +33,5 @@ def give_back() -> None:
     Traced networks are circles of references, which Python frees late. It takes some tenths of a second.
     """
     gc.collect()
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if hasattr(libc, "malloc_trim"):
+    if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -18,7 +18,7 @@ from pipeline import driver
 from pipeline.job import Job
 from pipeline.slurm import chain, queue
 from pipeline.slurm.chain import Step
-from store import layout, publish
+from store import commits, layout, publish
 from store.errors import UsageError
 from store.logs import Log
 
@@ -78,7 +78,7 @@ def _refuse_queued(job: Job) -> None:
 
 def _submit(job: Job, options: Options, wanted: list[Step], number: int) -> list[str]:
     log = Log(job.store.root, {"engine": "slurm"}, kind="slurm")
-    done = len(publish.records(job.store.root, job.store.run))
+    done = len(commits.records(job.store.root, job.store.run))
     ids: dict[str, str] = {}
     lines = []
     for step in wanted:
@@ -162,7 +162,7 @@ def check(job: Job, options: Options, stage: str, number: int) -> str:
         return f"{stage}: complete"
     before = next((entry.done for entry in submitted if entry.chain == number), -1)
     _take_back(number, stage, submitted)
-    if len(publish.records(job.store.root, job.store.run)) <= before:
+    if len(commits.records(job.store.root, job.store.run)) <= before:
         raise UsageError(
             f"chain {number} committed nothing and {left} are missing: see {job.store.root / layout.LOGS / 'slurm'}; "
             "remove the cause, then `unitscope slurm` submits what is missing"

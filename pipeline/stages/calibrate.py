@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.scan.batch_statistics import check_sign
+from store.commits import Record
 from store.errors import UsageError
-from store.publish import Record
 
 MOST_DEAD = 0.98  # if a larger share of units is constant on the sample, weights or preprocessing are wrong
 

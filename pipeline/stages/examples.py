@@ -24,8 +24,8 @@ from pipeline.runtime.ordered_map import ordered_map
 from pipeline.runtime.timing import timed, timed_iter
 from pipeline.scan.measurer import folded_network
 from store import hdf5, layout, parquet
+from store.commits import Record
 from store.hdf5 import Array
-from store.publish import Record
 
 MAP = 14  # the largest height and width of a stored activation map
 QUALITY = 90  # of the stored JPEG

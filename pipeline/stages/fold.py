@@ -24,9 +24,10 @@ from pipeline.stages.partials import ScanPartials
 from pipeline.statistics import components
 from pipeline.statistics.components import Components
 from store import codes, hdf5, layout, parquet, schema
+from store.commits import Record
 from store.errors import UsageError
 from store.hdf5 import Array
-from store.publish import Publication, Record
+from store.publish import Publication
 from store.schema import Table
 
 _PARTIAL_TABLES = (schema.UNITS, schema.TOP_EXAMPLES, schema.CLASS_STATS, schema.NEIGHBORS)

@@ -8,9 +8,9 @@ from pipeline import config as configs
 from pipeline.data import indexing
 from pipeline.job import Expected, Job, Shard, Stage
 from pipeline.runtime.progress import say
-from store import layout, parquet, publish, schema
+from store import commits, layout, parquet, schema
+from store.commits import Record
 from store.errors import UsageError
-from store.publish import Record
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -60,7 +60,7 @@ def _refuse_other_content(job: Job, digest: str) -> tuple[str, str]:
     files stay as they are.
     """
     origin = job.dataset.source.text, job.dataset.source.root
-    for record in publish.records(job.store.root, stage="index"):
+    for record in commits.records(job.store.root, stage="index"):
         if record.facts.get("dataset") == job.dataset.name:
             if record.facts.get("digest") != digest:
                 raise UsageError(job.store.other_pictures)

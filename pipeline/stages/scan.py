@@ -14,8 +14,8 @@ from pipeline.scan.batch_statistics import BatchStatistics, UnitIndex
 from pipeline.stages.work_sizes import channels_together
 from pipeline.statistics import moments
 from store import hdf5, layout
+from store.commits import Record
 from store.hdf5 import Array
-from store.publish import Record
 
 PREDICTIONS = 5
 CHUNK = 1 << 18  # the most numbers in a chunk, which holds all rows of some channels

@@ -15,8 +15,8 @@ from pipeline.runtime.timing import phase
 from pipeline.stages.visualization_metrics import VisualizationMetrics
 from pipeline.stages.work_sizes import shard_sizes
 from store import hdf5, layout, parquet, schema
+from store.commits import Record
 from store.hdf5 import Array
-from store.publish import Record
 
 # The columns of a partial's array `numbers`. `canvas` is 1 if the network saw the canvas at its own size.
 _NUMBERS = ("value", "value_transformed", "value_vs_best_example", "rank_in_layer", "beats_median", "canvas")

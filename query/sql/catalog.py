@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from store import layout, publish, views
+from store import commits, layout, publish, views
 from store.errors import UsageError
 
 
@@ -59,7 +59,7 @@ def read(root: Path) -> Catalog:
     publish.check_version(root)
     publish.check_path(root)
     root = root.resolve()
-    recorded = sorted({file.path for _, file in publish.files_of(publish.all_records(root))})
+    recorded = sorted({file.path for _, file in commits.files_of(commits.all_records(root))})
     datasets: dict[str, dict[str, Path]] = {}
     runs: dict[str, dict[str, Path]] = {}
     for relative in recorded:

@@ -16,7 +16,7 @@ from support import synthetic_store
 import query
 from pipeline.commands import repair
 from query.presentation.formats import rows_text
-from store import export, logs, publish, verify
+from store import commits, export, logs, publish, verify
 from store.errors import UsageError, printable
 from unitscope import cli
 
@@ -50,7 +50,7 @@ def _changed(home: Path, change: Change, stage: str = "fold") -> None:
     body = json.loads(path.read_text())
     body.pop("seal")
     change(body)
-    path.write_text(publish.sealed(body))
+    path.write_text(commits.sealed(body))
 
 
 def _file(path: object, **other: object) -> Change:
@@ -80,7 +80,7 @@ def test_a_record_that_names_something_else_is_refused(name: str, home: Path) ->
     before = _outside(home)
     _changed(home, RECORDS[name])
     with pytest.raises(UsageError, match="is damaged") as error:
-        publish.records(home / "store")
+        commits.records(home / "store")
     assert "\n" not in str(error.value)
     assert any("commits" in problem.path for problem in verify.verify(home / "store").problems)
     for command in (["status"], ["sql", "store", "SELECT 1"], ["export", "store", "--run", RUN, "--to", "copy"]):
@@ -101,14 +101,14 @@ INDEX: dict[str, Change] = {
 def test_facts_of_another_type_or_dataset_are_refused(name: str, home: Path) -> None:
     _changed(home, INDEX[name], "index")
     with pytest.raises(UsageError, match="is damaged"):
-        publish.records(home / "store")
+        commits.records(home / "store")
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{", "\0", "[]", "7"])
 def test_a_record_that_is_no_record_is_refused(text: str, home: Path) -> None:
     (home / "store" / "commits" / RUN / "fold" / "all.json").write_text(text)
     with pytest.raises(UsageError, match="is damaged"):
-        publish.records(home / "store")
+        commits.records(home / "store")
     assert verify.verify(home / "store").problems
 
 
@@ -117,7 +117,7 @@ def test_a_record_that_never_ends_is_refused(home: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UsageError, match="not a regular file"):
-        publish.records(home / "store")
+        commits.records(home / "store")
 
 
 LINKED = ("datasets", f"runs/{RUN}", f"runs/{RUN}/tables/units.parquet", f"commits/{RUN}", "commits")
@@ -132,7 +132,7 @@ def test_a_link_in_a_store_is_refused(link: str, home: Path) -> None:
     (store / link).symlink_to(moved)
     before = _outside(home)
     with pytest.raises(UsageError, match="is a link, which can lead outside the store"):
-        publish.records(store)
+        commits.records(store)
     assert any("is a link" in p.what or "gone" in p.what for p in verify.verify(store).problems)
     with pytest.raises(UsageError, match="is a link"):
         export.export(store, RUN, home / "copy")
@@ -161,7 +161,7 @@ def test_a_store_does_not_say_how_many_processes_repair_it(home: Path) -> None:
     _changed(home, lambda body: body["facts"].__setitem__("config", text), "index")
     index = home / "store" / "commits" / RUN / "index"
     body = json.loads((index / "all.json").read_text()) | {"shard": "index"}
-    (index / "index.json").write_text(publish.sealed({k: v for k, v in body.items() if k != "seal"}))
+    (index / "index.json").write_text(commits.sealed({k: v for k, v in body.items() if k != "seal"}))
     config = repair.config_of(home / "store", RUN)
     assert (config.compute.workers, config.compute.threads, config.compute.gpus) == (1, 0, 0.0)
 

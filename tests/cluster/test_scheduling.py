@@ -17,7 +17,7 @@ from pipeline.executors import scheduling
 from pipeline.executors.scheduling import Scheduler
 from pipeline.executors.worker import Outcome, Task
 from pipeline.job import Expected, Shard, Stage
-from store import publish
+from store import commits
 from store.errors import UsageError
 from store.publish import Publication
 
@@ -39,8 +39,8 @@ class Recorded:
 
     runtime = store
 
-    def done(self, stage: str) -> dict[str, publish.Record]:
-        return {r.shard: r for r in publish.records(self.root, RUN, stage)}
+    def done(self, stage: str) -> dict[str, commits.Record]:
+        return {r.shard: r for r in commits.records(self.root, RUN, stage)}
 
     def log_plan(self, stage: str, phases: list[int]) -> None:
         self.planned.append(stage)

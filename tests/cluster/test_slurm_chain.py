@@ -73,11 +73,11 @@ def test_a_check_names_the_first_stage_that_lacks_shards(job: Job) -> None:
 
 def test_a_chain_that_committed_nothing_is_the_last(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a permanent cause, such as a missing file, would make the chain submit jobs for ever."""
-    from store import publish
+    from store import commits
     from store.logs import Log
 
     _forget(job, "fold/layer-0003", "fold/finish")
-    done = len(publish.records(job.store.root, job.store.run))
+    done = len(commits.records(job.store.root, job.store.run))
     sent: list[int] = []
     monkeypatch.setattr(submitting, "_submit", lambda job, options, steps, number: [f"{sent.append(number)}"])
     monkeypatch.setattr(submitting, "_take_back", lambda *_: None)

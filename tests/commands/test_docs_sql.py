@@ -9,12 +9,14 @@ from types import ModuleType
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 from support import ROOT
 
 import query
 from query.questions.declarations import QUESTIONS
 from query.scope import Scope
 from store import schema
+from unitscope import cli
 
 PAGE = ROOT / "docs" / "sql.md"
 MACROS = [(question, macro) for question in QUESTIONS for macro in question.macros]
@@ -79,14 +81,11 @@ def test_each_question_is_answered(scope: Scope, title: str, text: str) -> None:
     assert len(answer) or "none in the demo" in title
 
 
-def test_the_questions_that_need_no_macro_work_in_duckdb_alone(
-    demo_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(demo_store)
+def test_the_questions_that_need_no_macro_work_in_duckdb_alone(demo_store: Path) -> None:
     names = [macro.name for _, macro in MACROS]
     plain = [text for _, text in questions() if not any(f"{name}(" in text for name in names)]
     assert len(plain) >= 10
     with duckdb.connect() as connection, query.open(demo_store) as scope:
-        connection.execute(Path("views.sql").read_text())
+        connection.execute(CliRunner().invoke(cli, ["views", str(demo_store)]).output)
         for text in plain:
             assert connection.execute(text).fetchall() == scope.sql(text).fetchall()

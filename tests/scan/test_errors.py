@@ -12,7 +12,7 @@ import pytest
 from support import ROOT
 
 import unitscope
-from store import publish
+from store import commits
 
 MODEL = '[model]\nsource = "timm:tf_efficientnet_lite0"\nweights = "random:0"\n'
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Path:
         (path / f"{name}.toml").write_text(text)
     old = path / "old"
     shutil.copytree(demo_store / "commits", old / "commits")
-    (old / "manifest.json").write_text(publish.sealed({"format": 99, "records": []}))
+    (old / "manifest.json").write_text(commits.sealed({"format": 99, "records": []}))
     return path
 
 

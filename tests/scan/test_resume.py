@@ -117,7 +117,7 @@ def test_a_share_before_its_stage_is_refused(config: Path, tmp_path: Path) -> No
 
 
 def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path: Path) -> None:
-    from store import intents, publish
+    from store import housekeeping, intents, publish
 
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -125,7 +125,7 @@ def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path: Path) 
     folder.mkdir()
     for process in (dead.pid, os.getpid()):
         (folder / f"{publish.TEMPORARY}{intents.host()}~{process}~00~x.h5").write_text("half")
-    publish.remove_stale_temporaries(tmp_path)
+    housekeeping.remove_stale_temporaries(tmp_path)
     assert [p.name.split("~")[1] for p in folder.iterdir()] == [str(os.getpid())]
 
 

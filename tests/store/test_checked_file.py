@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from store import hdf5, publish, verify
+from store import commits, hdf5, publish, verify
 from store.errors import UsageError
 from store.hdf5 import Array
 
@@ -88,7 +88,7 @@ def test_a_shard_that_cannot_be_written_is_not_committed_and_runs_again(tmp_path
     root = tmp_path / "store"
     publish.ensure_store(root)
 
-    def shard() -> publish.Record:
+    def shard() -> commits.Record:
         with publish.Publication(root, "toy@shapes", "examples", "all", "f") as out:
             _write(out.path("runs/toy@shapes/arrays/x.h5"))
             return out.commit()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from store import intents, publish
+from store import commits, housekeeping, intents, publish
 from store.errors import UsageError
 from store.publish import DisagreementError, Publication
 
@@ -76,7 +76,7 @@ def test_after_the_end_the_other_contents_are_refused(root: Path) -> None:
 
 def test_equal_contents_go_on_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = _begun(root, TABLE, "same"), _begun(root, TABLE, "same")
-    faster: list[publish.Record] = []
+    faster: list[commits.Record] = []
     _when_renaming(monkeypatch, lambda: faster.append(second.commit()))
     with first:
         assert [first.commit().text()] == [record.text() for record in faster]
@@ -97,7 +97,7 @@ def test_two_runs_do_not_index_other_pictures_under_one_name(root: Path, monkeyp
     with first:
         first.commit(facts)
     assert (root / PICTURES).read_text() == "cats"
-    assert [r.run for r in publish.records(root)] == [RUN]
+    assert [r.run for r in commits.records(root)] == [RUN]
 
 
 def test_what_is_confirmed_last_can_still_say_no(root: Path) -> None:
@@ -124,7 +124,7 @@ def test_an_announcement_of_a_dead_process_stops_nobody(root: Path) -> None:
         out.commit()
     assert not _left(root)
     announcement.write_text(text)
-    publish.remove_stale_temporaries(root)
+    housekeeping.remove_stale_temporaries(root)
     assert not _left(root)
 
 

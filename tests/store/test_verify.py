@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from support import faults
 
-from store import publish, verify
+from store import commits, publish, verify
 from store.errors import UsageError
 from unitscope import cli
 
@@ -47,7 +47,7 @@ def test_one_flipped_bit_in_any_kind_of_file_is_named(copy: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = _kinds(copy)
     assert len(kinds) >= 12
-    assert {p.suffix for p in kinds} == {".json", ".toml", ".parquet", ".h5", ".sql"}
+    assert {p.suffix for p in kinds} == {".json", ".toml", ".parquet", ".h5"}
     for path in kinds:
         whole = path.read_bytes()
         _flip(path, int(rng.integers(len(whole))))
@@ -73,12 +73,12 @@ def test_a_file_that_names_another_is_refused(copy: Path) -> None:
     target = next(copy.rglob("sketches.h5"))
     with h5py.File(target, "a") as file:
         file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "x")
-    record = next(r for r in publish.records(copy) if any(f.path.endswith("sketches.h5") for f in r.files))
+    record = next(r for r in commits.records(copy) if any(f.path.endswith("sketches.h5") for f in r.files))
     files = tuple(
-        publish.File(f.path, target.stat().st_size, publish.sha256(target)) if f.path.endswith("sketches.h5") else f
+        commits.File(f.path, target.stat().st_size, publish.sha256(target)) if f.path.endswith("sketches.h5") else f
         for f in record.files
     )
-    forged = publish.Record(record.run, record.stage, record.shard, record.fingerprint, files, record.facts)
+    forged = commits.Record(record.run, record.stage, record.shard, record.fingerprint, files, record.facts)
     (copy / "commits" / record.run / record.stage / f"{record.shard}.json").write_text(forged.text())
     publish.write_manifest(copy)
     assert ["names other files" in str(p) for p in verify.verify(copy).problems] == [True]
