@@ -13,7 +13,7 @@ from support import ROOT
 from support.faults import complete
 from support.sharing import locked, shared_folder
 
-from pipeline.runtime.allocator import give_back
+from pipeline.runtime.allocator import give_back, keep_memory
 
 if TYPE_CHECKING:
     from pipeline.models import Model
@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A worker of pytest opens a hundred networks, one after the other: what they took returns to the system.
 os.environ["UNITSCOPE_KEEP_MEMORY"] = "0"
+keep_memory()
 os.environ.setdefault(
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
 )  # kernels that oneDNN keeps, of a thousand networks' shapes
