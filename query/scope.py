@@ -69,6 +69,8 @@ class Scope:
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Run one SELECT over the views and macros, which docs/sql.md lists. Each `?` takes one of `parameters`."""
+        if isinstance(query, str):
+            self._catalog.intact.require(self._catalog.named_in(query))
         if self._worker is not None:
             return Result(self._worker.table(query, parameters))
         return self._database.sql(query, parameters)

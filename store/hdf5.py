@@ -103,6 +103,35 @@ def _default_chunks(data: NDArray[Any]) -> tuple[int, ...]:
     return (max((1 << 20) // row, 1), *data.shape[1:])
 
 
+# What h5py raises for bytes that make no sense: a checksum that differs, an object of another kind, an absurd size.
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
+
+
+class Stored:
+    """A dataset whose bytes are in its own file. Reading raises UsageError if a checksum differs."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self.path, self.name = dataset.file.filename, dataset.name
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self.chunks: tuple[int, ...] | None = dataset.chunks
+        self.compression: str | None = dataset.compression
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._dataset[index]
+        except (OSError, RuntimeError, OverflowError, MemoryError) as error:
+            raise _damaged(self.path, f"{self.name} ({error})") from error
+
+
+def _damaged(path: object, what: str) -> UsageError:
+    return UsageError(f"{path} is damaged: {what}: run `unitscope verify` on its store, and `unitscope repair`")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading, without a lock. Raises UsageError if the file is damaged."""
@@ -114,34 +143,55 @@ def opened(path: Path) -> h5py.File:
     """Open a file as `reading` does; the caller closes it."""
     try:
         return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be opened as HDF5 ({error}): run `unitscope verify` and `unitscope repair`"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, f"it cannot be opened as HDF5 ({error})") from error
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def dataset(file: h5py.File, name: str) -> Stored:
     """Return a dataset whose bytes are in this file.
 
-    Raises UsageError for external storage, virtual datasets and links, which could read other files.
+    Raises UsageError for external storage, virtual datasets and links, which could read other files, and if the file is
+    damaged.
     """
     node: Any = file
-    for part in name.strip("/").split("/"):
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-        if not isinstance(link, h5py.HardLink):
-            raise UsageError(f"{file.filename}: {name} is missing or is a link: the store holds only plain datasets")
-        node = node[part]
-    if not isinstance(node, h5py.Dataset) or node.external or node.is_virtual:
-        raise UsageError(f"{file.filename}: {name} is no plain dataset: the store refuses external and virtual storage")
-    return node
+    try:
+        for part in name.strip("/").split("/"):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if not isinstance(link, h5py.HardLink):
+                raise UsageError(
+                    f"{file.filename}: {name} is missing or is a link: the store holds only plain datasets"
+                )
+            node = node[part]
+        if isinstance(node, h5py.Dataset) and not node.external and not node.is_virtual:
+            return Stored(node)
+    except _DAMAGE as error:
+        raise _damaged(file.filename, f"{name} ({error})") from error
+    raise UsageError(f"{file.filename}: {name} is no plain dataset: the store refuses external and virtual storage")
 
 
 def datasets(file: h5py.File, group: str) -> list[str]:
-    """Return the paths of all datasets in a group and in its subgroups, sorted."""
+    """Return the paths of all datasets in a group and in its subgroups, sorted. Raises UsageError as `dataset` does.
+
+    A group that is met again inside itself is refused: a hostile file can hold circles.
+    """
+    return _datasets(file, group, ())
+
+
+def _datasets(file: h5py.File, group: str, above: tuple[Any, ...]) -> list[str]:
     paths: list[str] = []
-    for name in sorted(file[group]):
-        path = f"{group}/{name}"
-        paths += datasets(file, path) if isinstance(file[path], h5py.Group) else [path]
+    try:
+        node = file[group or "/"]
+        identity = h5py.h5o.get_info(node.id).addr
+        if identity in above:
+            raise UsageError(f"{file.filename}: {group} holds itself: the store holds only plain datasets")
+        for name in sorted(node):
+            path = f"{group}/{name}"
+            if not isinstance(node.get(name, getlink=True), h5py.HardLink):
+                raise UsageError(f"{file.filename}: {path} is a link: the store holds only plain datasets")
+            inside = isinstance(node[name], h5py.Group)
+            paths += _datasets(file, path, (*above, identity)) if inside else [path]
+    except _DAMAGE as error:
+        raise _damaged(file.filename, f"{group} ({error})") from error
     return paths
 
 

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
-from store import commits, containment, layout, publish, regular_file
+from store import commits, containment, hdf5, layout, publish, regular_file
 from store.commits import File, Record
 from store.errors import UsageError
 from store.stages import spec_of
@@ -110,27 +108,17 @@ def _check_file(root: Path, file: File) -> str | None:
 
 
 def _outside(path: Path) -> str | None:
-    """Return what is wrong with an HDF5 file that refers to other files, or None if it does not.
+    """Return what is wrong with an HDF5 file that does not hold its data itself, or None if it does.
 
-    It can refer to them by external storage, by a virtual dataset or by a link: all three are refused.
+    It can refer to other files by external storage, by a virtual dataset or by a link.
     """
-    names: list[str] = []
-
-    def look(group: h5py.Group) -> None:
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                names.append(f"{group.name}/{name}")
-            elif isinstance(group[name], h5py.Group):
-                look(group[name])
-            elif group[name].external or group[name].is_virtual:
-                names.append(f"{group.name}/{name}")
-
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            look(file)
-    except OSError as error:
-        return f"cannot be opened as HDF5 ({error})"
-    return f"names other files ({', '.join(names)})" if names else None
+        with hdf5.reading(path) as file:
+            for name in hdf5.datasets(file, ""):
+                hdf5.dataset(file, name)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _strangers(root: Path, known: set[str]) -> list[Problem]:

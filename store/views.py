@@ -14,6 +14,13 @@ from store.errors import UsageError
 
 # `tail` is stored twice: sorted by unit, which the view prefers, and by image.
 _FILES = {"tail": ("tail_by_unit", "tail_by_image")}
+# The tables that each view reads. Either of those of `tail` will do, and the view reads the first that is there.
+READS = {table.name: _FILES.get(table.name, (table.name,)) for table in schema.TABLES} | {
+    "images": ("images", "rejected_images"),
+    "rejected_images": ("images", "rejected_images"),
+    "indexed_images": ("images",),
+    "scan_rejections": ("rejected_images",),
+}
 _SQL_TYPES = {
     "name": "VARCHAR", "text": "VARCHAR", "bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER",
     "int64": "BIGINT", "float32": "FLOAT", "float64": "DOUBLE",

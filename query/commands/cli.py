@@ -81,12 +81,13 @@ def sql(store: Path, query: str, form: str, output: Path | None, seconds: float)
 
 
 def _ask_worker(store: Path, query: str, seconds: float) -> Result:
-    """Ask in a child process, which can be killed. This process does not open the store."""
+    """Ask in a child process, which can be killed. This process only checks the files that the query names."""
+    from query.sql import catalog
     from query.sql.database import Limits, Result
     from query.sql.worker import SqlWorker
-    from store import publish
 
-    publish.check_version(store)
+    files = catalog.read(store)
+    files.intact.require(files.named_in(query))
     worker = SqlWorker(store, Limits(seconds=seconds))
     try:
         return Result(worker.table(query))

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +41,7 @@ class Dense:
         """Return the codebooks of all layers, in their order."""
         return [self.book(layer, statistic) for layer in self.run.layers]
 
-    def dataset(self, path: Path, name: str) -> h5py.Dataset:
+    def dataset(self, path: Path, name: str) -> hdf5.Stored:
         """Return a dataset of one of the run's HDF5 files, which stays open."""
         return self._datasets(path, name)
 
@@ -115,7 +114,7 @@ class Dense:
             result[rows] = self.book(layer, "max").tail_p[units[rows] - layer.start, codes[rows]]
         return result
 
-    def _by_unit(self, layer: Layer, statistic: Statistic) -> h5py.Dataset:
+    def _by_unit(self, layer: Layer, statistic: Statistic) -> hdf5.Stored:
         return self.dataset(self.run.array(layout.codes_by_unit(self.run.name, layer.name)), statistic)
 
     def _by_layer(self, units: NDArray[np.int64]) -> list[tuple[Layer, NDArray[np.intp]]]:

@@ -129,6 +129,7 @@ class Run:
         self, paths: Sequence[Path], columns: str, where: str = "true", parameters: Sequence[Any] = (), last: str = ""
     ) -> pa.Table:
         """Select columns of some Parquet files."""
+        self.catalog.intact.require(paths)
         query = f"SELECT {columns} FROM {views.parquet(paths)} WHERE {where} {last}"
         return self.database.table(query, list(parameters))
 
@@ -217,6 +218,7 @@ class Run:
 
     @functools.cached_property
     def images(self) -> Images:
+        self.catalog.intact.require([self._images_file])
         table = parquet.read(self._images_file, ["status", "class_index"])
         accepted = np.asarray(pc.equal(table["status"], "accepted"))
         if self.has("rejected_images"):
@@ -236,6 +238,7 @@ class Run:
     def lookup(self, path: Path) -> Lookup:
         """Open one of the run's Parquet files, to read rows of one key from."""
         if path not in self._lookups:
+            self.catalog.intact.require([path])
             self._lookups[path] = Lookup(path)
         return self._lookups[path]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from store import commits, layout, publish, views
+from store import commits, intact, layout, publish, views
 from store.errors import UsageError
+
+# Words of queries that name a file, or a table by an expression.
+_OTHER_WAYS = {"parquet", "read_parquet", "parquet_scan", "query", "query_table"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,15 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The recorded files of a store. `datasets` maps dataset -> table name -> Parquet file."""
+    """The recorded files of a store. `datasets` maps dataset -> table name -> Parquet file.
+
+    `intact` checks a Parquet file before it is first read. HDF5 files have checksums of their own.
+    """
 
     root: Path
     datasets: Mapping[str, Mapping[str, Path]]
     runs: tuple[RunFiles, ...]
+    intact: intact.Intact
 
     def table(self, name: str) -> tuple[Path, ...]:
         """Return all Parquet files of one table, over datasets and runs."""
@@ -44,6 +52,17 @@ class Catalog:
         names = {name for tables in self.datasets.values() for name in tables}
         names |= {name for run in self.runs for name in run.tables}
         return {name: [str(path) for path in self.table(name)] for name in sorted(names)}
+
+    def named_in(self, query: str) -> list[Path]:
+        """Return the Parquet files that a query may read: those of each table whose name is a word of its text.
+
+        If it can name files in another way, they are all of them.
+        """
+        words = set(re.findall(r"\w+", query.lower()))
+        if words & _OTHER_WAYS:
+            return self.parquet_files()
+        named = {table for view, tables in views.READS.items() if view in words for table in tables}
+        return [path for name in sorted(named) for path in self.table(name)]
 
     def parquet_files(self) -> list[Path]:
         of_datasets = [path for tables in self.datasets.values() for path in tables.values()]
@@ -59,7 +78,8 @@ def read(root: Path) -> Catalog:
     publish.check_version(root)
     publish.check_path(root)
     root = root.resolve()
-    recorded = sorted({file.path for _, file in commits.files_of(commits.all_records(root))})
+    records = commits.all_records(root)
+    recorded = sorted({file.path for _, file in commits.files_of(records)})
     datasets: dict[str, dict[str, Path]] = {}
     runs: dict[str, dict[str, Path]] = {}
     for relative in recorded:
@@ -70,7 +90,8 @@ def read(root: Path) -> Catalog:
             datasets.setdefault(parts[1], {})[path.stem] = _present(path, relative)
         elif parts[0] == "runs" and len(parts) > 2:
             runs.setdefault(parts[1], {})[relative] = path
-    return Catalog(root, datasets, tuple(_run(name, files) for name, files in sorted(runs.items())))
+    found = tuple(_run(name, files) for name, files in sorted(runs.items()))
+    return Catalog(root, datasets, found, intact.Intact(root, records))
 
 
 def _run(name: str, files: Mapping[str, Path]) -> RunFiles:
