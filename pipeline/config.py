@@ -108,6 +108,7 @@ CHOICES = {
     ("visualize", "color"): ("decorrelated", "plain", "grayscale"),
     ("visualize", "transforms"): ("default", "none", "crop", "maco"),
 }
+MOST = 2**31 - 1  # of any number
 AT_LEAST_ONE = {
     ("calibrate", "images"), ("scan", "topk"), ("scan", "batch_size"), ("scan", "shard_size"), ("examples", "count"),
     ("visualize", "repeats"), ("visualize", "steps"), ("visualize", "batch"), ("visualize", "shard_size"),
@@ -121,7 +122,7 @@ def read_config(path: Path) -> Config:
         body = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"config {path} does not exist: see configs/ for complete examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # TOMLDecodeError is a ValueError
         raise UsageError(f"config {path} is no readable TOML: {error}") from error
     return parse_config(body, str(path))
 
@@ -169,7 +170,7 @@ def _value(where: str, hint: Any, value: Any) -> Any:
             return tuple(value)
         raise UsageError(f"{where} = {value!r}: expected a list of {inner.__name__}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(max(-MOST, min(value, MOST)))
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UsageError(f"{where} = {value!r}: expected {hint.__name__}")
     return value
@@ -181,6 +182,10 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
             raise UsageError(f"{where} = {item!r}: expected one of {', '.join(CHOICES[key])}")
         if isinstance(item, float) and not math.isfinite(item):
             raise UsageError(f"{where} = {item!r}: expected a finite number")
+        if isinstance(item, int) and item > MOST:
+            raise UsageError(f"{where}: expected at most {MOST}")
+        if isinstance(item, str) and not item.isprintable():
+            raise UsageError(f"{where} = {item!r}: expected text without control characters")
         least = 1 if key in AT_LEAST_ONE else 0
         if isinstance(item, (int, float)) and item < least:
             raise UsageError(f"{where} = {item!r}: expected at least {least}")
@@ -190,8 +195,10 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         raise UsageError(f"{where} = {value!r}: expected at least 16")
     if key == ("dataset", "max_bad_fraction") and value > 1:
         raise UsageError(f"{where} = {value!r}: expected a share from 0 to 1")
-    if key[1] == "name" and value and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", value):
-        raise UsageError(f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen")
+    if key[1] == "name" and value and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{,99}", value):
+        raise UsageError(
+            f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen, of at most 100 characters"
+        )
 
 
 # Keys that change no result. They are not part of the fingerprint and of the stored config.

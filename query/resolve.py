@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from query import arguments
 from query.record.run_tables import DatasetClass, Layer, Run
 from query.record.unit import Unit
 from store import unit_name
-from store.errors import UsageError, did_you_mean, unknown
+from store.errors import UsageError, did_you_mean, shortened, unknown
 from store.layer_globs import matching
+from store.unit_name import whole_number
 
 ImageName = int | str | os.PathLike[str]
 ClassName = int | str
@@ -30,7 +32,7 @@ def choose_runs(runs: Sequence[Run], model: str | None, dataset: str | None) -> 
         ("model", model, {r.model for r in runs}),
         ("dataset", dataset, {r.dataset for r in runs}),
     ):
-        if name is not None and name not in known:
+        if name is not None and arguments.text(what, name) not in known:
             raise unknown(what, name, sorted(known))
     chosen = [r for r in runs if model in (None, r.model) and dataset in (None, r.dataset)]
     if not chosen:
@@ -51,7 +53,7 @@ def the_one(runs: Sequence[Run], what: str) -> Run:
 def find_unit(runs: Sequence[Run], text: str) -> Unit:
     """Find LAYER:CHANNEL or MODEL/LAYER:CHANNEL."""
     first = next((layer for r in runs for layer in r.layers), None)
-    name = unit_name.parse_unit_name(str(text), f"{first.name}:0" if first else unit_name.EXAMPLE)
+    name = unit_name.parse_unit_name(arguments.spelled(text), f"{first.name}:0" if first else unit_name.EXAMPLE)
     if name.model:
         of_model = [r for r in runs if r.model == name.model]
         if not of_model:
@@ -68,14 +70,14 @@ def find_unit(runs: Sequence[Run], text: str) -> Unit:
 
 def find_layer(run: Run, name: str) -> Layer:
     """Find a layer by its name."""
-    if name not in run.by_name:
+    if arguments.text("layer", name) not in run.by_name:
         raise unknown("layer", name, run.by_name)
     return run.by_name[name]
 
 
 def find_layers(run: Run, globs: str | Sequence[str]) -> list[Layer]:
     """Find the layers that any glob matches, in the order of the run."""
-    return [run.by_name[name] for name in matching(list(run.by_name), globs)]
+    return [run.by_name[name] for name in matching(list(run.by_name), arguments.globs(globs))]
 
 
 def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.int64]:
@@ -91,20 +93,21 @@ def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
     A name of digits alone is an image_id. Any other name is a path in the dataset, or the end of just one path there
     from a slash on, or else a file on disk.
     """
-    text = os.fspath(image) if isinstance(image, os.PathLike) else str(image)
+    text = arguments.spelled(os.fspath(image) if isinstance(image, os.PathLike) else image)
     if isinstance(image, bool) or (isinstance(image, int) and image < 0):
         raise UsageError(f"image {image!r}: an image_id is 0 or more")
     if text.isascii() and text.isdigit():
-        run = the_one(runs, f"image {text}")
-        return run, _accepted(run, int(text))
+        image_id = whole_number(text)
+        run = the_one(runs, f"image {image_id}")
+        return run, _accepted(run, image_id)
     by_dataset = {run.dataset: _by_path(run, text) for run in {r.dataset: r for r in runs}.values()}
     holding = [run for run in runs if by_dataset[run.dataset] is not None]
     if holding:
         run = the_one(holding, f"image {text}")
-        image_id = by_dataset[run.dataset]
-        assert image_id is not None
-        return run, _accepted(run, image_id)
-    if Path(text).is_file():
+        found = by_dataset[run.dataset]
+        assert found is not None
+        return run, _accepted(run, found)
+    if os.path.isfile(text):
         return the_one(runs, f"image {text}"), Path(text)
     raise _unknown_image(runs, text)
 
@@ -113,6 +116,8 @@ def find_images(run: Run, images: ClassName | Sequence[ImageName]) -> NDArray[np
     """Find accepted images: all of a class (index, synset or label), or a list of them by image_id or path."""
     if isinstance(images, (int, str)):
         return run.images.of_class(find_class(run, images).index)
+    if not isinstance(images, Iterable):
+        raise UsageError(f"images {arguments.shown(images)}: expected a class, or a list of images")
     ids = []
     for name in images:
         _, image = find_image([run], name)
@@ -127,10 +132,11 @@ def find_class(run: Run, name: ClassName) -> DatasetClass:
     classes = run.classes
     if not classes:
         raise UsageError(f"dataset {run.dataset} has no classes")
-    text = str(name)
+    text = arguments.spelled(name)
     if text.isascii() and text.isdigit():
-        row = bisect.bisect_left(classes, int(text), key=lambda c: c.index)
-        matches = [c for c in classes[row : row + 1] if c.index == int(text)]
+        index = whole_number(text)
+        row = bisect.bisect_left(classes, index, key=lambda c: c.index)
+        matches = [c for c in classes[row : row + 1] if c.index == index]
     else:
         matches = [c for c in classes if c.synset == text or c.label.casefold() == text.casefold()]
     if not matches:
@@ -176,4 +182,4 @@ def _unknown_image(runs: Sequence[Run], text: str) -> UsageError:
         closest = "ORDER BY levenshtein(parse_filename(path), parse_filename(?)), image_id LIMIT 3"
         near |= dict.fromkeys(run.rows("images", "path", parameters=[text], last=closest)["path"].to_pylist())
     hint = did_you_mean(text, near) or f"the nearest paths are {', '.join(list(near)[:3])}"
-    return UsageError(f"image {text!r} is no image_id, no path in the dataset and no file on disk: {hint}")
+    return UsageError(f"image {shortened(text)!r} is no image_id, no path in the dataset and no file on disk: {hint}")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from query import resolve
+from query import arguments, resolve
 from query.questions import (
     class_selectivity,
     class_units,
@@ -56,7 +56,10 @@ class Scope:
     """
 
     def __init__(self, path: str | PathLike[str], *, model_code: bool = False, limits: Limits | None = None) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError:
+            raise UsageError(f"a store is a folder: {arguments.shown(path)} is no path") from None
         self._model_code = model_code
         self._catalog = catalog.read(self.path)
         limits = limits or Limits()
@@ -92,8 +95,8 @@ class Scope:
         picture that was never scanned everything is exact but tail_p = (1 + images that reach the value's code) /
         (n + 1).
         """
-        _one_of(by, ("tail", "max", "mean"))
-        _positive(k)
+        arguments.one_of(by, ("tail", "max", "mean"))
+        k = arguments.count(k)
         run, source = resolve.find_image(self._runs(model, dataset), image)
         units = resolve.units_of_layers(run, layer)
         row = self._row_of(run, source, units, enough=k if by == "tail" else None)
@@ -115,8 +118,8 @@ class Scope:
         this class (index, synset or label). by "max": in the stored exact order as far as it reaches, then by decoded
         values; "mean": by the spatial mean. `lowest` returns the stored lowest images of a signed layer.
         """
-        _one_of(by, ("max", "mean"))
-        _positive(k)
+        arguments.one_of(by, ("max", "mean"))
+        k = arguments.count(k)
         asked = self._unit(unit, model, dataset)
         of_class = None if label is None else resolve.find_class(asked.run, label)
         if lowest:
@@ -159,7 +162,7 @@ class Scope:
         `layer` matches ("*": all). With more units than can be compared at once, candidates are chosen on a sample of
         4,096 images.
         """
-        _positive(k)
+        k = arguments.count(k)
         asked = self._unit(unit, model, dataset)
         within = None if layer is None else resolve.find_layers(asked.run, layer)
         return similarity.similar_units(self._dense_of(asked), asked, k, within)
@@ -171,7 +174,7 @@ class Scope:
 
         Columns: rank, image_id, path, label, class_index, similarity (the cosine of z over the layer's units), n.
         """
-        _positive(k)
+        k = arguments.count(k)
         run, source = resolve.find_image(self._runs(model, dataset), image)
         dense, within = self._dense[run.name], resolve.find_layer(run, layer)
         if isinstance(source, Path):
@@ -196,7 +199,7 @@ class Scope:
         tail_p, then the sum of the two. With `without`, b is zero or below its median image, and the order is by the
         tail_p of a, then that of b falling. If the units are of two runs, only images that both accepted are listed.
         """
-        _positive(k)
+        k = arguments.count(k)
         unit_a, unit_b = self._unit(a, model, dataset), self._unit(b, model, dataset)
         return unit_pairs.both(self._dense_of(unit_a), unit_a, self._dense_of(unit_b), unit_b, k, without)
 
@@ -213,8 +216,8 @@ class Scope:
         Columns: model, layer, channel, rank, auc, mean_max, z, selectivity, top_class, class_index, label, n. By auc
         falling, then z of the class mean falling.
         """
-        run = resolve.the_one(self._runs(model, dataset), f"class {label}")
-        return class_units.units_for_class(run, resolve.find_class(run, label), _all_or(k), layer)
+        run = resolve.the_one(self._runs(model, dataset), f"class {arguments.spelled(label)}")
+        return class_units.units_for_class(run, resolve.find_class(run, label), arguments.count_or_all(k), layer)
 
     def class_selectivity(
         self,
@@ -228,7 +231,7 @@ class Scope:
         selectivity = (best class mean - mean of the others) / their sum, on per-image maxima.
         """
         run = resolve.the_one(self._runs(model, dataset), "class_selectivity")
-        return class_selectivity.class_selectivity(run, resolve.units_of_layers(run, layer), _all_or(k))
+        return class_selectivity.class_selectivity(run, resolve.units_of_layers(run, layer), arguments.count_or_all(k))
 
     def separating_units(
         self,
@@ -248,7 +251,7 @@ class Scope:
         run = resolve.the_one(self._runs(model, dataset), "separating_units")
         a, b = (resolve.find_images(run, images) for images in (images_a, images_b))
         units = resolve.units_of_layers(run, layer)
-        return separating_units.separating_units(self._dense[run.name], a, b, units, _all_or(k))
+        return separating_units.separating_units(self._dense[run.name], a, b, units, arguments.count_or_all(k))
 
     def compare(
         self,
@@ -264,8 +267,8 @@ class Scope:
         correlation, n. With the same layers each unit is compared with itself, otherwise with the unit of model_b that
         correlates with it best.
         """
-        a, b = (resolve.the_one(self._runs(m, dataset), f"model {m}") for m in (model_a, model_b))
-        return comparison.compare(self._dense[a.name], self._dense[b.name], _all_or(k), layer)
+        a, b = (resolve.the_one(self._runs(m, dataset), f"model {arguments.spelled(m)}") for m in (model_a, model_b))
+        return comparison.compare(self._dense[a.name], self._dense[b.name], arguments.count_or_all(k), layer)
 
     def polysemantic_units(
         self,
@@ -281,7 +284,7 @@ class Scope:
         classes. The answer is empty if no unit of the run fires for any class.
         """
         run = resolve.the_one(self._runs(model, dataset), "polysemantic_units")
-        return polysemantic.polysemantic_units(run, resolve.units_of_layers(run, layer), _all_or(k))
+        return polysemantic.polysemantic_units(run, resolve.units_of_layers(run, layer), arguments.count_or_all(k))
 
     def unit_states(
         self, layer: str | Sequence[str] | None = None, model: str | None = None, dataset: str | None = None
@@ -316,6 +319,8 @@ class Scope:
 
         The view `visualizations` says how far it can be trusted.
         """
+        kind, direction = arguments.text("kind", kind), arguments.text("direction", direction)
+        repeat = arguments.whole("repeat", repeat)
         return stored_pictures.visualization(self._unit(unit, model, dataset), kind, direction, repeat)
 
     def unit(self, unit: str, model: str | None = None, dataset: str | None = None) -> UnitRecord:
@@ -383,19 +388,3 @@ class Scope:
         if run.name not in self._probes:
             self._probes[run.name] = Probe(self._dense[run.name], self._model_code)
         return self._probes[run.name]
-
-
-def _one_of(by: str, allowed: Sequence[str]) -> None:
-    if by not in allowed:
-        raise UsageError(f"by={by!r}: expected one of {', '.join(allowed)}")
-
-
-def _all_or(k: int | None) -> int | None:
-    if k is not None:
-        _positive(k)
-    return k
-
-
-def _positive(k: int) -> None:
-    if k < 1:
-        raise UsageError(f"k={k}: ask for 1 or more")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from store import containment, intents, layout, regular_file
+from store import containment, intents, layout, regular_file, stages
 from store.errors import UsageError
 
 MOST_BYTES = 1 << 28  # of a commit record or a manifest
@@ -64,6 +64,8 @@ def records(root: Path, run: str | None = None, stage: str | None = None) -> lis
 
 
 def places(root: Path, run: str | None = None, stage: str | None = None) -> list[str]:
+    if (run is not None and not containment.is_run(run)) or (stage is not None and stage not in stages.NAMES):
+        return []
     pattern = "/".join(glob.escape(name) if name else "*" for name in (run, stage))
     found = sorted((root / layout.COMMITS).glob(f"{pattern}/*.json"))
     return [path.relative_to(root).as_posix() for path in found if not path.name.startswith(intents.TEMPORARY)]

@@ -23,14 +23,19 @@ _INDEX_FACTS = ("config", "dataset", "digest", "listing", "model", "weights")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def is_run(name: object) -> bool:
+    """Whether a name is MODEL@DATASET, each of which is a name of a run's part and no path."""
+    parts = name.split("@") if isinstance(name, str) else []
+    return len(parts) == 2 and all(map(_NAME.fullmatch, parts))
+
+
 def is_place(place: str) -> bool:
     """Whether a path relative to the store is one at which a commit record can lie."""
     parts = place.split("/")
     if len(parts) != 4 or parts[0] != layout.COMMITS or parts[2] not in stages.NAMES:
         return False
-    names = parts[1].split("@")
     shard = _SHARD.fullmatch(parts[3].removesuffix(".json"))
-    return len(names) == 2 and all(map(_NAME.fullmatch, names)) and parts[3].endswith(".json") and shard is not None
+    return is_run(parts[1]) and parts[3].endswith(".json") and shard is not None
 
 
 def fault_of_record(body: Any, place: PurePosixPath) -> str | None:
@@ -38,7 +43,7 @@ def fault_of_record(body: Any, place: PurePosixPath) -> str | None:
     if not isinstance(body, dict):
         return "it is no JSON object"
     run, stage, shard = (body.get(key) for key in ("run", "stage", "shard"))
-    if not isinstance(run, str) or not all(_NAME.fullmatch(part) for part in run.split("@")) or run.count("@") != 1:
+    if not isinstance(run, str) or not is_run(run):
         return f"its run {run!r} is not MODEL@DATASET"
     if stage not in stages.NAMES:
         return f"its stage {stage!r} is unknown"

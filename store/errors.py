@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LONGEST = 200  # characters of a name in an error
 _LISTED = 5  # known names that an error lists if none is similar
 
 
@@ -26,6 +27,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str) -> str:
+    """Return the beginning of a text that is too long for an error of one line."""
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """Return "did you mean A, B or C?" with the known names most similar to `name`, or "" if none is similar."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 3, cutoff=0.5)
@@ -35,7 +41,8 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 def unknown(what: str, name: object, known: Iterable[object]) -> UsageError:
     """Return the error for an unknown name. It suggests similar names, or else lists the first known ones."""
     texts = [str(k) for k in known]
-    return UsageError(f"{what} {str(name)!r} is unknown: {did_you_mean(name, texts) or 'there are ' + listed(texts)}")
+    name = shortened(str(name))
+    return UsageError(f"{what} {name!r} is unknown: {did_you_mean(name, texts) or 'there are ' + listed(texts)}")
 
 
 def listed(names: Sequence[str]) -> str:

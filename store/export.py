@@ -16,6 +16,7 @@ from store import commits, hdf5, layout, parquet, publish, schema
 from store.commits import Record
 from store.errors import UsageError
 from store.hdf5 import Array
+from store.intact import Intact
 from store.layer_globs import matching
 from store.publish import Publication
 
@@ -29,8 +30,8 @@ def export(
 ) -> None:
     """Write a new store with one finished run: all of it, or the layers that match `globs`.
 
-    Raises UsageError if there is no such run, if the run is not folded yet, if a glob matches nothing, or if `to`
-    exists and is not an empty folder.
+    Raises UsageError if there is no such run, if the run is not folded yet, if a file of it is damaged, if a glob
+    matches nothing, or if `to` exists and is not an empty folder.
     """
     publish.check_version(root)
     records = commits.records(root, run)
@@ -41,6 +42,10 @@ def export(
         raise UsageError(f"run {run} is not folded yet: finish it with `unitscope run`")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"--to {to} exists and is not empty: choose a new folder")
+    # What is written gets digests of its own, so damage has to be found here.
+    intact = Intact(root, records)
+    sources = (file.path for _, file in commits.files_of(records) if not layout.is_partial(file.path))
+    intact.require(intact.root / path for path in sorted(set(sources)))
     kept = layers(root, run, globs)
     publish.ensure_store(to)
     if globs:

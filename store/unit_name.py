@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from store.errors import UsageError
+from store.errors import UsageError, shortened
 
 EXAMPLE = "layer1.0.relu_1:17"
 
@@ -30,10 +30,20 @@ def is_unit_name(text: str) -> bool:
 def parse_unit_name(text: str, example: str = EXAMPLE) -> UnitName:
     """Parse LAYER:CHANNEL or MODEL/LAYER:CHANNEL. Raises UsageError, whose text shows `example`, for any other text."""
     if not is_unit_name(text):
-        raise UsageError(f"unit {text!r}: expected LAYER:CHANNEL or MODEL/LAYER:CHANNEL, e.g. {example}")
+        raise UsageError(f"unit {shortened(text)!r}: expected LAYER:CHANNEL or MODEL/LAYER:CHANNEL, e.g. {example}")
     name, _, channel = text.rpartition(":")
     model, slash, layer = name.strip().partition("/")
-    return UnitName(layer, int(channel), model) if slash else UnitName(model, int(channel))
+    number = whole_number(channel.strip())
+    return UnitName(layer, number, model) if slash else UnitName(model, number)
+
+
+def whole_number(digits: str) -> int:
+    """Return the number that digits write. One of more than 18 digits is 10**18, which is outside every range.
+
+    Python refuses to convert more than 4,300 digits.
+    """
+    figures = digits.lstrip("0")
+    return int(figures or "0") if len(figures) <= 18 else 10**18
 
 
 def check_channel(layer: str, channel: int, channels: int) -> None:

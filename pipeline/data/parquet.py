@@ -118,6 +118,9 @@ class ParquetSource(ShardedSource):
             schema = pq.read_schema(path)
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"{path} is no whole Parquet file: {error}") from error
+        twice = [n for n in (*IMAGES, *LABELS) if schema.names.count(n) > 1]
+        if twice:
+            raise UsageError(f"{path}: two columns are named {twice[0]!r}: rename one")
         image = next((n for n in IMAGES if n in schema.names), None)
         if image is None or not _holds_bytes(schema.field(image).type):
             raise UsageError(
@@ -181,7 +184,7 @@ def _class_label(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(n) for n in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

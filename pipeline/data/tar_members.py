@@ -22,7 +22,8 @@ _NO_FILES = {
 }
 _END_MARK = 2 * tarfile.BLOCKSIZE  # bytes: a tar ends with two blocks of zeros
 _CHUNK = 1 << 20  # bytes that are read at a time
-_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)  # what tarfile raises
+# What tarfile raises, for thousands of long names in a row too.
+_UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,9 @@ def _number(text: str) -> int | str:
     return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else text
 
 
+_NAMING = ("synset", "wnid", "label", "cls", "class_index")  # keys of JSON that tell a class
+
+
 def _take_number(facts: Facts, data: bytes, where: str) -> None:
     facts.cls = class_number(_number(data.decode(errors="replace").strip()[:40]), where)
     facts.numbered = True
@@ -100,7 +103,9 @@ def _take_number(facts: Facts, data: bytes, where: str) -> None:
 def _take_json(facts: Facts, data: bytes, where: str) -> None:
     try:
         told = json.loads(data)
-    except ValueError as error:
+        for name in _NAMING if isinstance(told, dict) else ():
+            str(told.get(name, "")).encode()  # "\\ud800" is JSON, and no text that could be stored
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is no JSON: {error}") from error
     facts.json, facts.json_file = told if isinstance(told, dict) else {}, where
 

@@ -17,6 +17,7 @@ from pipeline.featurevis.objectives import INPUT, Activations, Objective
 from pipeline.featurevis.settings import Settings
 from pipeline.featurevis.subnetwork import Subnetwork
 from pipeline.featurevis.transforms import compose, composed
+from store.errors import UsageError
 
 FRESH = 8  # draws of the transforms under which a finished picture is evaluated
 HALF_SCALE = 4096.0  # scales the gradients of a float16 network, most of which would otherwise round to zero
@@ -104,6 +105,11 @@ class Ascent:
         return Rendering(images, values.float().cpu().numpy(), mean.float().cpu().numpy(), self.sees, kept)
 
     def _set_gradients(self, total: Tensor) -> None:
+        if not total.requires_grad:
+            raise UsageError(
+                "the objective does not change with the picture: between them the network computes without gradients "
+                "(detach, no_grad or whole numbers), so no picture can be rendered; choose other layers"
+            )
         scale = HALF_SCALE if self.settings.precision == "float16" else 1.0
         gradients = torch.autograd.grad(total * -scale, self.image.parameters)
         for parameter, gradient in zip(self.image.parameters, gradients, strict=True):

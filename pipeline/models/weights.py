@@ -163,6 +163,9 @@ def load(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
     """
     wanted = network.state_dict()
     plain = _plain(state, wanted)
+    for name, value in plain.items():
+        if isinstance(value, Tensor) and isinstance(wanted.get(name), Tensor):
+            _check_kind(name, value, wanted[name], where)
     own = state_versions(plain)
     # A state dict without versions is first taken for one of this version of torch, then, as torch does, for an old
     # one: then batch norms may lack num_batches_tracked.
@@ -175,6 +178,17 @@ def load(network: nn.Module, state: Mapping[str, Any], where: str) -> None:
         except Exception as error:  # torch's RuntimeError, and whatever a network's own hooks raise
             first = error
     raise UsageError(f"weights {where} do not fit the network: {_mismatch(network, plain, wanted, first)}") from first
+
+
+def _check_kind(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
+    """Raise UsageError for values that torch would copy into the network's, and change on the way."""
+    if value.is_complex() and not wanted.is_complex():
+        raise UsageError(f"weights {where}: {name} is complex, and the network's are real: save the network's own")
+    if wanted.is_floating_point() and not (value.is_floating_point() or value.is_complex()):
+        raise UsageError(
+            f"weights {where}: {name} is {str(value.dtype).removeprefix('torch.')}, and the network's is "
+            f"{str(wanted.dtype).removeprefix('torch.')}: quantized weights need their scales; save them dequantized"
+        )
 
 
 def _plain(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> OrderedDict[str, Any]:

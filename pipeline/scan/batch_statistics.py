@@ -103,6 +103,19 @@ class UnitIndex:
         return f"{self.layers[layer_index].name}:{unit - int(self.offsets[layer_index])}"
 
 
+def sums_in_double(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over positions of an activation [n, C, H, W] and of its squares, both float64 [n, C].
+
+    Reducers square in float32, which overflows beyond 1.8e19. Whatever is not finite here was not finite in `x`.
+    """
+    flat = x.double().flatten(2)
+    shift = flat[:, :, :1]
+    deviations = flat - shift  # the variance of a constant is exactly 0
+    total, square = deviations.sum(2), deviations.square().sum(2)
+    first, count = shift[:, :, 0], flat.shape[2]
+    return total + count * first, square + first * (2 * total + count * first)
+
+
 def check_finite(out: BatchStatistics, images: int, names: Callable[[int], str]) -> None:
     """Raise UsageError if any value of the first `images` images was a NaN or an infinity; both show in the sums.
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from query.arguments import spelled
 from query.record.unit import Unit
 from store import hdf5, layout
-from store.errors import UsageError
+from store.errors import UsageError, shortened
 
 Pixels = NDArray[np.uint8]
 
@@ -28,8 +29,9 @@ def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> Pixels:
         if (row["kind"], row["direction"], row["repeat"]) == (kind, direction, repeat):
             with hdf5.reading(unit.run.array(row["h5_file"])) as file:
                 return np.asarray(hdf5.dataset(file, row["h5_dataset"])[row["h5_index"]])
+    asked = " ".join(shortened(spelled(part)) for part in (kind, direction, repeat))
     there = ", ".join(f"{r['kind']} {r['direction']} {r['repeat']}" for r in rows) or "none"
-    raise UsageError(f"unit {unit.name} has no visualization {kind} {direction} {repeat}; it has {there}")
+    raise UsageError(f"unit {unit.name} has no visualization {asked}; it has {there}")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import polars
 
 LONGEST = 100_000  # characters of a query: a longer one takes long just to be parsed
+_LONGEST_ERROR = 2000  # characters: DuckDB repeats what it does not understand
 _BATCH = 65_536  # rows between two checks of the size of an answer
 _WHOLE = pa.decimal128(38, 0)  # how HUGEINT, the type of sum(integer), arrives
 
@@ -53,6 +54,19 @@ class Limits:
     threads: int = os.cpu_count() or 1
     answer: int = 2 << 30
     isolated: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a limit that is no number, or that no machine could keep."""
+        _limit("seconds", self.seconds, 0, 1e7)
+        _limit("memory", self.memory, 1 << 20, 1 << 60, (int,))
+        _limit("threads", self.threads, 1, 4096, (int,))
+        _limit("answer", self.answer, 1, 1 << 60, (int,))
+
+
+def _limit(name: str, value: Any, least: float, most: float, types: Any = (int, float)) -> None:
+    if isinstance(value, bool) or not isinstance(value, types) or not least <= value <= most or not value:
+        kind = "whole number" if types == (int,) else "number"
+        raise UsageError(f"limits: {name} is a {kind} from {least:,} to {most:,.0f}, not {value!r:.60}")
 
 
 class Result:
@@ -222,4 +236,5 @@ def _one_line(message: str) -> str:
     """Return the first paragraph. An error raised inside a macro loses the prefixes of DuckDB and Python."""
     inner = re.search(r"executing the UDF: UsageError: (.*)", message, re.DOTALL)
     paragraph = (inner[1] if inner else message).strip().split("\n\n")[0]
-    return " ".join(paragraph.split())
+    line = " ".join(paragraph.split())
+    return line if len(line) <= _LONGEST_ERROR else line[:_LONGEST_ERROR] + "..."

@@ -26,7 +26,7 @@ SHOWN = re.findall(r"\]\((pictures/[^)]+)\)", TEXT)
 def _quick(code: str) -> str:
     """Return the same code with fewer steps, smaller canvases and a grid of fewer parts."""
     code = re.sub(r"steps=\d+", "steps=2, size=32", re.sub(r"--steps \d+", "", code)).replace(", cell=64", "")
-    code = re.sub(r"size=32\)\nImage", "cell=16)\nImage", code).replace("grid=5", "grid=2")
+    code = re.sub(r"size=32\)\nImage", "cell=16)\nImage", code).replace("grid=5", 'grid=2, input="canvas"')
     code = re.sub(r"--size (\S+)", "--size 32", code)
     return re.sub(r"(^unitscope render.*?)( --output)", r"\1 --steps 2 --quiet\2", code, flags=re.MULTILINE)
 

@@ -134,3 +134,27 @@ class Windowed(nn.Module):
 
 def windowed() -> tuple[nn.Module, dict[str, Any]]:
     return _made(Windowed)
+
+
+class Scaled(nn.Module):
+    """A convolution whose result is multiplied by a power of two: every number that follows from it is scaled."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 4, 3), 2.0**power
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.conv(x) * self.scale
+        return scaled
+
+
+def scaled_by_1() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: Scaled(0))
+
+
+def scaled_by_66() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: Scaled(66))
+
+
+def scaled_by_120() -> tuple[nn.Module, dict[str, Any]]:
+    return _made(lambda: Scaled(120))

@@ -12,6 +12,7 @@ rounding errors are relative to the deviations.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.scan.batch_statistics import Buffers
+from pipeline.scan.batch_statistics import Buffers, sums_in_double
 
+_SQUARE = [f.name for f in fields(Buffers)].index("square")
 BLOCK = 256  # channels per task: the scratch rows stay in the first-level cache
 STEP = 8  # positions per iteration; the loop below is unrolled by hand
 _HIGH, _LOW, _ACTIVE, _SHIFT, _HIGH_AT, _LOW_AT = (BLOCK * i for i in range(6))  # one scratch array: no alias checks
@@ -40,6 +42,8 @@ def reduce_numba(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
         flat, rows.stride(0), position_stride, images, height * width, channels, signed,
         *(array[:images, units] for array in out.arrays),
     )  # fmt: skip
+    if not np.isfinite(out.arrays[_SQUARE][:images, units]).all():
+        out.sum[:images, units], out.square[:images, units] = sums_in_double(x)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.scan.batch_statistics import Buffers
+from pipeline.scan.batch_statistics import Buffers, sums_in_double
 
 
 def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
@@ -24,6 +24,8 @@ def reduce_torch(x: Tensor, units: slice, signed: bool, out: Buffers) -> None:
     first, count = shift[:, :, 0].double(), flat.shape[2]
     out.sum[:images, units] = total + count * first
     out.square[:images, units] = square + first * (2 * total + count * first)
+    if flat.device.type == "cpu" and not bool(torch.isfinite(square).all()):  # on a GPU, asking would wait for it
+        out.sum[:images, units], out.square[:images, units] = sums_in_double(x)
     out.active[:images, units] = (flat > 0).sum(2, dtype=torch.int32)
 
 
