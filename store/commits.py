@@ -102,8 +102,11 @@ def listed(root: Path) -> dict[str, dict[str, Any]]:
 def read_record(root: Path, place: str, checked: bool = True) -> Record:
     """Read the commit record at a place relative to the root. Raises UsageError if it is not what belongs there."""
     try:
-        body = json.loads(regular_file.read(root / place, MOST_BYTES).decode())
+        text = regular_file.read(root / place, MOST_BYTES).decode()
+        body = json.loads(text)
         fault = containment.fault_of_record(body, PurePosixPath(place)) if checked else None
+        if checked and fault is None and not is_sealed(text):
+            fault = "its text is not what was written"
         if fault is None:
             files = tuple(File(f["path"], f["size"], f["sha256"]) for f in body["files"])
             return Record(body["run"], body["stage"], body["shard"], body["fingerprint"], files, body["facts"])
