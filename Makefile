@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest check bench format clean
+.PHONY: demo test test-oldest torture check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/unitscope run configs/demo.toml
@@ -31,6 +31,10 @@ test-oldest: .venv-oldest/.installed
 	echo '*' > .venv-oldest/.gitignore
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[demo,polars,test]'
 	touch $@
+
+# Kills, failing system calls, races, full disks and flipped bits, at every place of a small run: a table. 15 minutes.
+torture: $(STAMP)
+	PYTHONPATH=.:tests $(BIN)/python -m support.torture
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

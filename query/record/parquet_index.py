@@ -35,6 +35,8 @@ class Lookup:
 
     def rows(self, columns: Sequence[str], key: Mapping[str, Key]) -> pa.Table:
         """Return the rows in which every column of `key` has its value, in the file's order."""
+        if not self._file.metadata.num_rows:  # a row group without rows has no least and no greatest value
+            return self._read(np.zeros(0, np.intp), list(columns))
         groups = np.flatnonzero(
             np.logical_and.reduce([_may_hold(self._bounds[name], value) for name, value in key.items()])
         )
@@ -66,8 +68,7 @@ class Lookup:
 
     def greatest(self, column: str) -> int:
         """Return the greatest value of an integer column, from the statistics of its row groups."""
-        high = self._bounds[column][1]
-        return int(high.max()) if len(high) else 0
+        return int(self._bounds[column][1].max()) if self._file.metadata.num_rows else 0
 
     @functools.cached_property
     def _starts(self) -> NDArray[np.int64]:

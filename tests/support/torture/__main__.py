@@ -29,6 +29,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
+    return in_a_folder("support.torture", lambda folder: _tortured(folder, given))
+
+
+def in_a_folder(module: str, work: Callable[[Path], int]) -> int:
+    """Start this module again with the injector preloaded, then work in a temporary folder. Returns the exit status."""
     library = compiled()
     if library is None:
         print("faults: not tried, since there is no C compiler or no preloading here")
@@ -38,10 +43,10 @@ def main() -> int:
             "LD_PRELOAD": str(library), "UNITSCOPE_INJECTOR": str(library), "OMP_NUM_THREADS": "1",
             "UNITSCOPE_KEEP_MEMORY": "0",
         }  # fmt: skip
-        os.execv(sys.executable, [sys.executable, "-m", "support.torture", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
     folder = Path(tempfile.mkdtemp(prefix="unitscope-torture-"))
     try:
-        return _tortured(folder, given)
+        return work(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -78,7 +83,7 @@ def _tortured(folder: Path, given: argparse.Namespace) -> int:
 def everything(bench: object, bits: object) -> list[Work]:
     """Return every trial of every kind."""
     from support.torture.bits import Bits
-    from support.torture.trials import Bench
+    from support.torture.trials import COMMIT, Bench
 
     assert isinstance(bench, Bench)
     assert isinstance(bits, Bits)
@@ -95,6 +100,8 @@ def everything(bench: object, bits: object) -> list[Work]:
                         lambda stage=stage, n=processes, place=place: bench.race(stage, n, place),  # type: ignore[misc]
                     )
                 )  # fmt: skip
+    for place in range(1, COMMIT):
+        work.append(("a loser with other contents", f"stopped at {place}", lambda p=place: bench.loser(p)))  # type: ignore[misc]
     work.append(("housekeeping beside the living", "a clock ahead", bench.living_are_left_alone))
     for kilobytes in range(40, 1500, 60):
         work.append(("a full file system", f"{kilobytes} kB", lambda k=kilobytes: bench.full_disk(k)))  # type: ignore[misc]

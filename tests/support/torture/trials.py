@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store import housekeeping, verify
+from store.publish import Publication
 from support.torture import small_run
 from support.torture.injector import CRASHED, Injector, begun, forked
 
+RUN = "plain@few"
+COMMIT = 24  # at least as many system calls as a commit of one file makes
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 PLACES = ("kill before", "kill after", "torn", "fail once", "fail from", "lie", "jump")
 ONLY = {"torn": "write", "lie": "link"}  # kinds that need a certain system call
@@ -134,6 +137,27 @@ class Bench:
             return f"exit statuses {statuses}: {texts}"
         return self.fault_of(root) or self.recovers(root, stage)
 
+    def loser(self, place: int) -> str:
+        """Two processes publish other contents of one shard; the first is stopped in the middle of its commit."""
+        last = list(self.stages)[-1]
+        root, said = self._copy(self.stages[last][1]), self.folder / f"{os.getpid()}-said"
+        table = f"runs/{RUN}/tables/other.parquet"
+
+        def publish(text: str, stopped_at: int) -> None:
+            self.plant()
+            with Publication(root, RUN, "fold", "other", "f") as out:
+                out.path(table).write_text(text)
+                self.injector.arm(root, stopped_at, "stop" if stopped_at else "none")
+                out.commit()
+
+        first = begun(lambda: publish("one", place), said)
+        _, stopped = os.waitpid(first, os.WUNTRACED)
+        second = forked(lambda: publish("another", 0), said.with_suffix(".second"))
+        ended = _ended(first, go_on=True) if os.WIFSTOPPED(stopped) else os.waitstatus_to_exitcode(stopped)
+        if sorted((ended, second)) != [0, 2]:
+            return f"exit statuses {ended} and {second}: {said.read_text()[-600:]}"
+        return self.fault_of(root)
+
     def full_disk(self, kilobytes: int) -> str:
         """Run everything in a file system of this size. It ends well, or with one line and nothing lost."""
         mount = self.folder / f"{os.getpid()}-mount"
@@ -187,7 +211,7 @@ class Bench:
             (root / "x").unlink()
             assert abs(time.time() - (root / "manifest.json").stat().st_mtime) > DAY / 2
             housekeeping.remove_stale_temporaries(root)
-            housekeeping.remove_orphans(root, "plain@few")
+            housekeeping.remove_orphans(root, RUN)
 
         status = forked(clean, said.with_suffix(".clean"))
         lost = [path.name for path in written if not path.exists()]
