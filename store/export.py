@@ -152,7 +152,7 @@ class _Part:
 
     def _filtered(self, out: Publication, relative: str, table: schema.Table, column: str) -> None:
         data = parquet.read(self.root / relative)
-        kept = data.filter(self._kept(data[column]))
+        kept = parquet.complete(table, data.filter(self._kept(data[column])))
         plain = [pa.field(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in kept.schema]
         parquet.write(out.path(relative), table, kept.cast(pa.schema(plain)))  # drop names of other layers
         self.advance(relative)

@@ -50,6 +50,14 @@ def _column(field: Field, values: Any, rows: int) -> pa.Array:
     return array
 
 
+def complete(table: Table, data: pa.Table) -> pa.Table:
+    """Return a table that was read from an older store with the columns that it lacks, in the order of the schema."""
+    for field in table.fields:
+        if field.added is not None and field.name not in data.column_names:
+            data = data.append_column(field.name, pa.array([field.added] * len(data), _TYPES[field.kind]))
+    return data.select(list(table.columns))
+
+
 def write(path: Path, table: Table, data: pa.Table) -> None:
     """Write one file. Floats use byte stream split, ascending ids are delta-packed, only names use dictionaries."""
     encodings = {f.name: "BYTE_STREAM_SPLIT" for f in table.fields if f.kind in ("float32", "float64")}

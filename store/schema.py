@@ -14,6 +14,7 @@ class Field:
     about: str
     null: bool = False
     ascending: bool = False  # whether values rise within the file, which delta packing makes use of
+    added: bool | None = None  # of a column that older stores lack: the value that they are read as having
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ LAYERS = Table("layers", "one row per layer of a run, in order of execution", (
     _f("channels", "int32", "number of units"),
     _f("height", "int32", "rows of its map at the model's input size"),
     _f("width", "int32", "columns of its map at the model's input size"),
-    _f("spatial", "bool", "whether the positions of its map are places of the picture (from the graph)"),
+    Field("spatial", "bool", "whether the positions of its map are places of the picture (from the graph)",
+          added=True),
     _f("signed", "bool", "whether values can be negative (from the graph)"),
     _f("upper_bound", "float32", "the value at which the activation is clipped, e.g. 6 for ReLU6", null=True),
     _f("rf_size", "int32", "size of the receptive field in input pixels", null=True),

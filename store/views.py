@@ -64,19 +64,28 @@ def statements(files: Files) -> list[str]:
     return [*made, _images(bool(files.get("rejected_images"))), _rejected()]
 
 
-def parquet(paths: Iterable[object]) -> str:
+def parquet(paths: Iterable[object], *options: str) -> str:
     """Return the DuckDB table function that reads exactly these files."""
-    return f"read_parquet([{', '.join(_literal(str(path)) for path in paths)}], hive_partitioning = false)"
+    listed = f"[{', '.join(_literal(str(path)) for path in paths)}]"
+    return f"read_parquet({', '.join([listed, 'hive_partitioning = false', *options])})"
 
 
 def _select(table: schema.Table, paths: Sequence[str]) -> str:
     # Several datasets of one model repeat its row in `models`.
     distinct = "DISTINCT " if table.name == "models" and len(paths) > 1 else ""
-    if paths:
-        return f"SELECT {distinct}{', '.join(_name(c) for c in table.columns)} FROM {parquet(paths)}"
-    return (
-        "SELECT " + ", ".join(f"NULL::{_SQL_TYPES[f.kind]} AS {_name(f.name)}" for f in table.fields) + " WHERE false"
-    )
+    nothing = "SELECT " + ", ".join(f"NULL::{_SQL_TYPES[f.kind]} AS {_name(f.name)}" for f in table.fields)
+    if not paths:
+        return f"{nothing} WHERE false"
+    source = parquet(paths)
+    if any(f.added is not None for f in table.fields):  # an older file lacks the column
+        source = f"({nothing} WHERE false UNION ALL BY NAME FROM {parquet(paths, 'union_by_name = true')})"
+    columns = (_column(field) for field in table.fields)
+    return f"SELECT {distinct}{', '.join(columns)} FROM {source}"
+
+
+def _column(field: schema.Field) -> str:
+    name = _name(field.name)
+    return name if field.added is None else f"coalesce({name}, {str(field.added).lower()}) AS {name}"
 
 
 def _images(rejections: bool) -> str:
