@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 
@@ -41,8 +42,12 @@ def confine(limits: Limits) -> None:
 
 def main() -> None:
     """Open the store that the first message names, then answer every message until the input ends."""
-    source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes to standard error, not between the answers
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # whatever a library prints goes to standard error, not between the answers
+        _answer(sys.stdin.buffer, out)
+
+
+def _answer(source: IO[bytes], out: IO[bytes]) -> None:
     if (body := read_message(source)) is None:
         return
     settings = json.loads(body)

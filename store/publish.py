@@ -275,10 +275,9 @@ def _make_folders(folder: Path) -> None:
 
 def _sync_upward(root: Path, folder: Path) -> None:
     """Sync a folder of a store and those above it, up to the root. Another process may have made them just now."""
-    for above in (folder, *folder.parents):
+    upward = [folder, *folder.parents]
+    for above in upward[: upward.index(root) + 1]:
         _sync_folder(above)
-        if above == root:
-            return
 
 
 def _link(root: Path, place: str, new: Record) -> Record:

@@ -120,7 +120,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
-        pipe.close()
+        with contextlib.suppress(OSError):  # what was not sent yet has nobody to read it
+            pipe.close()
 
 
 def _question(query: str, parameters: Sequence[Any]) -> Any:

@@ -144,3 +144,76 @@ def test_new_folders_are_synced_into_those_above(tmp_path: Path, monkeypatch: py
     assert record
     inside = [root / top / name for top in ("runs", "commits") for name in ("", RUN)]
     assert {str(p) for p in (tmp_path, tmp_path / "a", root, *inside)} <= set(synced)
+
+
+def test_a_record_that_comes_between_the_announcement_and_the_look(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    real = Publication._announced
+
+    @contextmanager
+    def late(self: Publication, place: str, new: commits.Record) -> object:  # type: ignore[misc]
+        with real(self, place, new):
+            if not (root / place).exists():
+                with monkeypatch.context() as patch, _begun(root, TABLE, "x") as other:
+                    patch.setattr(Publication, "_announced", real)
+                    other.commit()
+            yield
+
+    with _begun(root, TABLE, "x") as out:
+        monkeypatch.setattr(Publication, "_announced", late)
+        record = out.commit()
+    assert [record] == commits.records(root)
+    with _begun(root, TABLE, "x") as again:
+        monkeypatch.setattr(Publication, "_announced", real)
+        assert again.commit() == record, "the existing record is returned"
+
+
+def test_a_damaged_record_is_removed_only_from_where_records_lie(root: Path) -> None:
+    place = f"commits/{RUN}/fold/finish.json"
+    (root / place).parent.mkdir(parents=True)
+    (root / place).write_text("{")
+    publish.remove_damaged(root, place)
+    assert not (root / place).exists()
+    with pytest.raises(UsageError, match="is no place of a commit record"):
+        publish.remove_damaged(root, "manifest.json")
+
+
+def test_a_damaged_announcement_counts_as_a_living_ones(root: Path) -> None:
+    """Nobody knows whose it is: whoever meets it gives up, until it is a day old."""
+    folder = root / "commits" / RUN / "fold"
+    folder.mkdir(parents=True)
+    announcement = folder / f"{intents.PREFIX}finish.json"
+    announcement.write_text("{")
+    with pytest.raises(DisagreementError, match="unreadable"), _begun(root, TABLE, "x") as out:
+        out.commit()
+    os.utime(announcement, (0, 0))
+    housekeeping.remove_stale_temporaries(root)
+    with _begun(root, TABLE, "x") as out:
+        out.commit()
+
+
+def test_an_announcement_that_goes_while_it_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "commits" / RUN / "fold"
+    folder.mkdir(parents=True)
+    announcement = folder / f"{intents.PREFIX}finish.json"
+    announcement.write_text("{}")
+    real = intents._read
+
+    def read(path: Path) -> tuple[str, str]:
+        path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(intents, "_read", read)
+    with _begun(root, TABLE, "x") as out:
+        out.commit()
+    assert not _left(root)
+
+
+def test_processes_that_may_not_be_asked_count_as_living(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(process: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert intents.is_living(f"{intents.host()}~1")
+    assert intents.is_living("elsewhere~1")
