@@ -228,6 +228,8 @@ def _explained(what: str, limits: Limits | None = None) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         size = f"{limits.memory / 2**30:.3g} GiB" if limits else "memory"
         raise UsageError(f"{what}: needs more than {size}: ask for less at a time, or allow more memory") from None
+    except UnicodeDecodeError as error:  # an error whose text quotes damaged bytes
+        raise UsageError(f"{what}: what was read is damaged ({error}): see `unitscope verify`") from error
     except duckdb.Error as error:
         raise UsageError(f"{what}: {_one_line(str(error))}") from error
 

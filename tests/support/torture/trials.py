@@ -19,7 +19,8 @@ from support.torture.injector import CRASHED, Injector, begun, forked
 RUN = "plain@few"
 COMMIT = 24  # at least as many system calls as a commit of one file makes
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
-PLACES = ("kill before", "kill after", "torn", "fail once", "fail from", "lie", "jump")
+# The kinds of faults, each at every so many places. After a system call is before the next one.
+PLACES = {"kill before": 1, "torn": 1, "fail once": 1, "fail from": 3, "lie": 1, "jump": 12}
 ONLY = {"torn": "write", "lie": "link"}  # kinds that need a certain system call
 DAY = 3 * 24 * 3600  # seconds by which a clock jumps
 PATIENCE = 60.0  # seconds for a process that was continued
@@ -52,8 +53,8 @@ class Bench:
         """Every trial of every kind that means something at its place."""
         for stage, calls in self.calls.items():
             for place, call in enumerate(calls, 1):
-                for kind in PLACES:
-                    if call == ONLY.get(kind, call):
+                for kind, every in PLACES.items():
+                    if call == ONLY.get(kind, call) and not place % every:
                         yield Trial(kind, stage, place)
 
     def _traced(self, stage: str) -> list[str]:
