@@ -13,12 +13,14 @@ from PIL import Image
 from torch import nn
 
 from pipeline import driver
-from pipeline.config import parse_config
+from pipeline.config import Config, parse_config
 from pipeline.job import Job
+from pipeline.job.spec import Spec
 from pipeline.stages import STAGES
 from support.torture.injector import forked
 
 PICTURES = 4
+_SPECS: dict[Config, Spec] = {}
 
 
 def sections(folder: Path, **scan: Any) -> dict[str, Any]:
@@ -49,8 +51,11 @@ def draw(folder: Path, pictures: int = PICTURES) -> None:
 
 
 def run(folder: Path, root: Path, stage: str = "", **scan: Any) -> None:
-    """Run one stage, or all."""
-    driver.run(Job(parse_config(sections(folder, **scan), "torture"), root, progress=False), (stage,) if stage else ())
+    """Run one stage, or all. The network is opened once for all runs of a process and those that it forks."""
+    job = Job(parse_config(sections(folder, **scan), "torture"), root, progress=False)
+    kept = _SPECS.setdefault(job.spec.config, job.spec)
+    vars(job.spec).update(vars(kept))
+    driver.run(job, (stage,) if stage else ())
 
 
 def snapshots(folder: Path) -> dict[str, tuple[Path, Path]]:
