@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest torture check bench format clean
+.PHONY: demo test test-oldest torture coverage check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/unitscope run configs/demo.toml
@@ -35,6 +35,15 @@ test-oldest: .venv-oldest/.installed
 # Kills, failing system calls, races, full disks and flipped bits, at every place of a small run: a table. 15 minutes.
 torture: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python -m support.torture
+
+# Branch coverage of the whole suite. What guards a store must be covered completely.
+GUARDS := store/publish.py,store/commits.py,store/containment.py,store/intents.py,store/housekeeping.py,store/intact.py,store/checked_file.py,query/sql/*,query/sql_child.py
+coverage: $(STAMP)
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/python -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --fail-under=90
+	$(BIN)/python -m coverage report --show-missing --include='$(GUARDS)' --fail-under=100
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
