@@ -118,6 +118,14 @@ class Stored:
         self.chunks: tuple[int, ...] | None = dataset.chunks
         self.compression: str | None = dataset.compression
 
+    def expect(self, dtype: str, *shape: int | None) -> Stored:
+        """Return this dataset. Raises UsageError if it has another dtype or another shape; None stands for any size."""
+        sizes = len(shape) == len(self.shape) and all(b in (None, a) for a, b in zip(self.shape, shape, strict=True))
+        if self.dtype != np.dtype(dtype) or not sizes:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise _damaged(self.path, f"{self.name} is {self.dtype} {self.shape}, and {dtype} ({wanted}) is expected")
+        return self
+
     def __len__(self) -> int:
         return self.shape[0]
 

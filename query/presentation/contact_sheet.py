@@ -109,6 +109,8 @@ def _right(canvas: Canvas, dense: Dense, unit: Unit, shown: Sequence[_Shown]) ->
     counts = book.counts[unit.channel]
     used = counts > 0
     area = (x, y + HEADING, RIGHT, HISTOGRAM - HEADING)
+    if not used.any():
+        raise unit.run.inconsistent(f"no image has a code of {unit.name}")
     drawing.histogram(canvas, area, book.means[unit.channel][used], counts[used])
 
 

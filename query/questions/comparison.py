@@ -70,7 +70,9 @@ class _Sample:
     def __init__(self, dense: Dense, columns: NDArray[np.intp]) -> None:
         self.run: Run = dense.run
         self._dense, self._columns = dense, columns
-        self._codes = dense.dataset(dense.run.array(layout.array(dense.run.name, "sample")), "max")
+        self._codes = dense.dataset(
+            dense.run.array(layout.array(dense.run.name, "sample")), "max", "uint8", dense.run.units, None
+        )
 
     def __call__(self, units: NDArray[np.int64]) -> NDArray[np.float32]:
         z = np.empty((len(units), len(self._columns)), np.float32)

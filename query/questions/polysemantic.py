@@ -67,7 +67,9 @@ def _fired(run: Run) -> _Fired:
     classes = len(run.classes)
     table = run.rows("top_examples", "layer, channel, image_id", "direction = 'highest'")
     unit = run.unit_indices(table)
-    class_index = run.images.class_index[table["image_id"].to_numpy()]
+    image_ids = table["image_id"].to_numpy()
+    run.check_images(image_ids, len(run.images.class_index))
+    class_index = run.images.class_index[image_ids]
     indices = np.array([c.index for c in run.classes])
     class_row = np.searchsorted(indices, class_index)
     labelled = (class_row < classes) & (indices[np.minimum(class_row, classes - 1)] == class_index)

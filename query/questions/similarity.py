@@ -87,7 +87,7 @@ def _likely(
 ) -> NDArray[np.int64]:
     """Return the `count` units that correlate most over the store's sample of images, in unit order."""
     run = unit.run
-    sample = dense.dataset(run.array(layout.array(run.name, "sample")), "max")
+    sample = dense.dataset(run.array(layout.array(run.name, "sample")), "max", "uint8", run.units, None)
     own = dense.book(unit.layer, "max").standard[unit.channel][sample[unit.index]]
     correlation = np.full(run.units, -np.inf)
     for layer in layers:
@@ -137,7 +137,8 @@ def standing_of(dense: Dense, layer: Layer, image_id: int) -> NDArray[np.float32
 def _near(dense: Dense, layer: Layer, z: NDArray[np.float32], ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the `count` images with the largest cosine to z, by principal components and full lengths; rising ids."""
     path = dense.run.array(layout.array(dense.run.name, "components"))
-    directions, deviations = (dense.dataset(path, f"{layer.name}/{key}")[()] for key in ("directions", "deviations"))
+    directions = dense.dataset(path, f"{layer.name}/directions", "float32", layer.channels, None)[()]
+    deviations = dense.dataset(path, f"{layer.name}/deviations", "float32", directions.shape[1])[()]
     coordinates, length = dense.coordinates(layer)
     asked = (z @ directions) * deviations * (6 / 127)
     score = np.empty(len(coordinates), np.float32)

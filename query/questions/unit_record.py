@@ -48,7 +48,10 @@ def unit_record(dense: Dense, unit: Unit) -> UnitRecord:
         "mean, variance, minimum, maximum, fraction_active, max_mean, max_sd, q50, q90, q99, q999, q9999, saturated, "
         "selectivity, top_class, dead"
     )
-    statistics = run.rows("units", columns, "layer = ? AND channel = ?", key).to_pylist()[0]
+    rows = run.rows("units", columns, "layer = ? AND channel = ?", key).to_pylist()
+    if len(rows) != 1:
+        raise run.inconsistent(f"units has {len(rows)} rows of {unit.name}")
+    statistics = rows[0]
     classes = _classes(unit)
     return UnitRecord(
         model=run.model,

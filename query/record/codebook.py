@@ -22,20 +22,21 @@ class Codebook:
     each code, `counts` int64 how many accepted images have it, `means` float32 the mean of the values that have it.
     """
 
-    def __init__(self, read: Callable[[str], NDArray[Any]]) -> None:
+    def __init__(self, read: Callable[[str, str], NDArray[Any]]) -> None:
         self._read = read
 
     @functools.cached_property
     def edges(self) -> NDArray[np.float32]:
-        return self._read("edges")
+        return self._read("edges", "float32")
 
     @functools.cached_property
     def counts(self) -> NDArray[np.int64]:
-        return self._read("counts")
+        counts: NDArray[np.int64] = np.maximum(self._read("counts", "int64"), 0)
+        return counts
 
     @functools.cached_property
     def means(self) -> NDArray[np.float32]:
-        return self._read("means")
+        return self._read("means", "float32")
 
     @functools.cached_property
     def reaching(self) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from query.record.codebook import Codebook, Codes, Statistic
 from query.record.run_tables import Layer, Run
 from store import hdf5, layout
+from store.codes import CODES
 
 _AT_ONCE = 16 << 20  # codes of a layer that are read together
 _OPEN_FILES = 64
@@ -34,16 +35,21 @@ class Dense:
         if key not in self._books:
             path = self.run.array(layout.array(self.run.name, "codes"))
             prefix = f"{layer.name}/{statistic}"
-            self._books[key] = Codebook(lambda name: np.asarray(self.dataset(path, f"{prefix}/{name}")[()]))
+            self._books[key] = Codebook(
+                lambda name, dtype: np.asarray(self.dataset(path, f"{prefix}/{name}", dtype, layer.channels, CODES)[()])
+            )
         return self._books[key]
 
     def books(self, statistic: Statistic) -> list[Codebook]:
         """Return the codebooks of all layers, in their order."""
         return [self.book(layer, statistic) for layer in self.run.layers]
 
-    def dataset(self, path: Path, name: str) -> hdf5.Stored:
-        """Return a dataset of one of the run's HDF5 files, which stays open."""
-        return self._datasets(path, name)
+    def dataset(self, path: Path, name: str, dtype: str, *shape: int | None) -> hdf5.Stored:
+        """Return a dataset of one of the run's HDF5 files, which stays open.
+
+        Raises UsageError if it does not have this dtype and shape, in which None stands for any size.
+        """
+        return self._datasets(path, name).expect(dtype, *shape)
 
     @functools.cached_property
     def moments_of_means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -54,7 +60,9 @@ class Dense:
     def image(self, image_id: int, statistic: Statistic) -> Codes:
         """Return the codes of one image over all units: uint8 [U]."""
         block, row = divmod(image_id, layout.BLOCK)
-        of_image: Codes = self.dataset(self.run.array(layout.codes_by_image(self.run.name, block)), statistic)[row]
+        path = self.run.array(layout.codes_by_image(self.run.name, block))
+        rows = min(len(self.run.images.accepted) - block * layout.BLOCK, layout.BLOCK)
+        of_image: Codes = self.dataset(path, statistic, "uint8", rows, self.run.units)[row]
         return of_image
 
     def unit(self, layer: Layer, channel: int, statistic: Statistic, images: slice = slice(None)) -> Codes:
@@ -90,10 +98,14 @@ class Dense:
         """
         blocks = -(-len(self.run.images.accepted) // layout.BLOCK)
         paths = [self.run.array(layout.coordinates(self.run.name, block)) for block in range(blocks)]
+        shapes: dict[str, tuple[int | None, ...]] = {"coordinates": (None, None), "lengths": (None,)}
+        dtypes = {"coordinates": "int8", "lengths": "float32"}
         coordinates, lengths = (
-            np.concatenate([self.dataset(path, f"{layer.name}/{key}")[()] for path in paths])
-            for key in ("coordinates", "lengths")
+            np.concatenate([self.dataset(path, f"{layer.name}/{key}", dtypes[key], *shapes[key])[()] for path in paths])
+            for key in shapes
         )
+        if not len(coordinates) == len(lengths) == len(self.run.images.accepted):
+            raise self.run.inconsistent(f"the coordinates of {layer.name} are of {len(lengths)} images")
         return coordinates, lengths
 
     def close(self) -> None:
@@ -115,7 +127,8 @@ class Dense:
         return result
 
     def _by_unit(self, layer: Layer, statistic: Statistic) -> hdf5.Stored:
-        return self.dataset(self.run.array(layout.codes_by_unit(self.run.name, layer.name)), statistic)
+        path = self.run.array(layout.codes_by_unit(self.run.name, layer.name))
+        return self.dataset(path, statistic, "uint8", layer.channels, len(self.run.images.accepted))
 
     def _by_layer(self, units: NDArray[np.int64]) -> list[tuple[Layer, NDArray[np.intp]]]:
         """Return the layers of some units, each with the rows of `units` that are its own."""

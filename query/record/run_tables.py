@@ -150,9 +150,22 @@ class Run:
         for row in self.rows("layers", "*", last="ORDER BY layer_index").to_pylist():
             row.setdefault("spatial", True)  # not yet a column in stores of 0.1
             named = {"index": row["layer_index"], "name": row["layer"], "start": start}
-            layers.append(Layer(**named, **{field: row[field] for field in fields}))
-            start += row["channels"]
+            layer = Layer(**named, **{field: row[field] for field in fields})
+            if layer.channels < 0 or layer.height < 1 or layer.width < 1:
+                raise self.inconsistent(
+                    f"layer {layer.name} has {layer.channels} x {layer.height} x {layer.width} values"
+                )
+            layers.append(layer)
+            start += layer.channels
+        if len({layer.name for layer in layers}) < len(layers):
+            raise self.inconsistent("two layers have one name")
+        if not layers or start != self.rows("units", "count(*) AS units")["units"][0].as_py():
+            raise self.inconsistent(f"its layers have {start} units, and the table units has others")
         return tuple(layers)
+
+    def inconsistent(self, what: str) -> UsageError:
+        """Return the error for tables and arrays that do not belong together, which only a forged store has."""
+        return UsageError(f"run {self.name}: {what}: do not trust this store (see `unitscope verify`)")
 
     @functools.cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -186,8 +199,17 @@ class Run:
         """Return the unit index of each row of a table that has the columns `layer` and `channel`."""
         names = table["layer"].combine_chunks()
         names = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
-        starts = np.array([self.by_name[name].start for name in names.dictionary.to_pylist()], np.int64)
-        indices: NDArray[np.int64] = starts[names.indices.to_numpy()] + table["channel"].to_numpy()
+        known = names.dictionary.to_pylist()
+        unknown = [name for name in known if name not in self.by_name]
+        if unknown:
+            raise self.inconsistent(f"a table names the layer {unknown[0]!r}, which layers does not have")
+        starts, stops = (
+            np.array([getattr(self.by_name[n], end) for n in known], np.int64) for end in ("start", "stop")
+        )
+        rows = names.indices.to_numpy()
+        indices: NDArray[np.int64] = starts[rows] + table["channel"].to_numpy()
+        if ((indices < starts[rows]) | (indices >= stops[rows])).any():
+            raise self.inconsistent("a table names channels that its layer does not have")
         return indices
 
     @functools.cached_property
@@ -200,6 +222,8 @@ class Run:
         names = tuple(UnitStatistics.__dataclass_fields__)
         table = self.rows("units", f"layer, channel, {', '.join(names)}")
         unit_indices = self.unit_indices(table)
+        if len(np.unique(unit_indices)) != self.units:
+            raise self.inconsistent("units does not have one row for each unit")
         arrays = {name: np.full(self.units, np.nan) for name in names}
         for name, array in arrays.items():
             array[unit_indices] = table[name].to_numpy()
@@ -223,8 +247,17 @@ class Run:
         accepted = np.asarray(pc.equal(table["status"], "accepted"))
         if self.has("rejected_images"):
             accepted = accepted.copy()
-            accepted[self.rows("rejected_images", "image_id")["image_id"].to_numpy()] = False
+            rejected = self.rows("rejected_images", "image_id")["image_id"].to_numpy()
+            self.check_images(rejected, len(accepted))
+            accepted[rejected] = False
+        if not accepted.any():
+            raise self.inconsistent("no image is accepted, and it has folded")
         return Images(accepted, table["class_index"].fill_null(-1).to_numpy().astype(np.int32))
+
+    def check_images(self, image_ids: NDArray[np.int64], images: int) -> None:
+        """Raise UsageError unless all ids are of the dataset's images."""
+        if len(image_ids) and not 0 <= image_ids.min() <= image_ids.max() < images:
+            raise self.inconsistent(f"a table names an image that the dataset's {images} are not")
 
     @functools.cached_property
     def n(self) -> int:
@@ -233,6 +266,7 @@ class Run:
 
     def describe_images(self, image_ids: NDArray[np.int64]) -> pa.Table:
         """Return path, label and class_index of images, in the order asked."""
+        self.check_images(image_ids, len(self.images.accepted))
         return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # row i is image_id i
 
     def lookup(self, path: Path) -> Lookup:

@@ -28,7 +28,10 @@ def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> Pixels:
     for row in rows:
         if (row["kind"], row["direction"], row["repeat"]) == (kind, direction, repeat):
             with hdf5.reading(unit.run.array(row["h5_file"])) as file:
-                return np.asarray(hdf5.dataset(file, row["h5_dataset"])[row["h5_index"]])
+                stored = hdf5.dataset(file, row["h5_dataset"]).expect("uint8", None, None, None, None)
+                if not 0 <= row["h5_index"] < len(stored):
+                    raise unit.run.inconsistent(f"{row['h5_file']} does not have picture {row['h5_index']}")
+                return np.asarray(stored[row["h5_index"]])
     asked = " ".join(shortened(spelled(part)) for part in (kind, direction, repeat))
     there = ", ".join(f"{r['kind']} {r['direction']} {r['repeat']}" for r in rows) or "none"
     raise UsageError(f"unit {unit.name} has no visualization {asked}; it has {there}")
@@ -55,11 +58,13 @@ def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Examp
     if relative not in unit.run.files.arrays:
         return [None] * len(image_ids)
     with hdf5.reading(unit.run.array(relative)) as file:
-        known = hdf5.dataset(file, "image_ids")[()]
-        offsets, jpeg = hdf5.dataset(file, "offsets")[()], hdf5.dataset(file, "jpeg")
+        known = hdf5.dataset(file, "image_ids").expect("int64", None)[()]
+        offsets = hdf5.dataset(file, "offsets").expect("int64", len(known) + 1)[()]
+        jpeg = hdf5.dataset(file, "jpeg").expect("uint8", None)
         heat = np.zeros((0, 1, 1), np.uint8)
         if maps and unit.layer.spatial:
-            heat = hdf5.dataset(file, f"maps/{unit.layer.name}")[unit.channel]
+            stored = hdf5.dataset(file, f"maps/{unit.layer.name}")
+            heat = stored.expect("uint8", unit.layer.channels, None, None, None)[unit.channel]
         kept: list[Example | None] = []
         for rank, image_id in enumerate(image_ids):
             row = int(np.searchsorted(known, image_id))
@@ -72,5 +77,8 @@ def examples(unit: Unit, image_ids: NDArray[np.int64], maps: bool) -> list[Examp
 
 
 def _decode(data: NDArray[np.uint8]) -> Pixels:
-    with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UsageError(f"a stored example is no JPEG picture ({error}): see `unitscope verify`") from error
