@@ -182,4 +182,5 @@ def test_forged(name: str, made: Path, tmp_path: Path) -> None:
 MAY_PASS = {
     "statistics that are none", "classes beyond int16", "places beyond the map", "ranks below 1", "maps of any size",
     "class numbers below 0", "class numbers without end", "neighbours below 0", "counts below 0",
+    "components of one unit", "coordinates of one image",  # which a small store is answered without
 }  # fmt: skip
