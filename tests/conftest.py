@@ -40,6 +40,7 @@ LARGE = (
     "test_surgery.py",
     "test_rejected.py",
     "test_stage.py",
+    "test_places.py",
 )
 
 

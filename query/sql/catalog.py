@@ -85,11 +85,12 @@ def read(root: Path) -> Catalog:
     for relative in recorded:
         if layout.is_partial(relative):
             continue
-        path, parts = _inside(root, relative), PurePosixPath(relative).parts
-        if parts[0] == "datasets" and views.table_of(relative):
-            datasets.setdefault(parts[1], {})[path.stem] = _present(path, relative)
-        elif parts[0] == "runs" and len(parts) > 2:
-            runs.setdefault(parts[1], {})[relative] = path
+        # `store.containment` has looked at the path: it lies below one of the two folders, and behind no link.
+        path, (top, name, *_) = root / relative, PurePosixPath(relative).parts
+        if top == "runs":
+            runs.setdefault(name, {})[relative] = path
+        elif views.table_of(relative):
+            datasets.setdefault(name, {})[path.stem] = _present(path, relative)
     found = tuple(_run(name, files) for name, files in sorted(runs.items()))
     return Catalog(root, datasets, found, intact.Intact(root, records))
 
@@ -102,14 +103,6 @@ def _run(name: str, files: Mapping[str, Path]) -> RunFiles:
     arrays = {relative: path for relative, path in files.items() if PurePosixPath(relative).parts[2] == "arrays"}
     model, _, dataset = name.partition("@")
     return RunFiles(name, model, dataset, tables, arrays, files.get(layout.config(name)))
-
-
-def _inside(root: Path, relative: str) -> Path:
-    """Return the path of a recorded file, which must lie in the store even after links: a store may be hostile."""
-    path = root / relative
-    if PurePosixPath(relative).is_absolute() or ".." in relative.split("/") or not path.resolve().is_relative_to(root):
-        raise UsageError(f"{root}: a commit record lists {relative!r}, which lies outside the store: do not trust it")
-    return path
 
 
 def _present(path: Path, relative: str) -> Path:

@@ -240,3 +240,41 @@ def test_no_text_of_a_store_reaches_the_terminal_as_it_is(home: Path) -> None:
     assert done.exit_code == 1
     assert "\x1b" not in done.output
     assert "a\\x1b[2Jb" in done.output
+
+
+@pytest.mark.parametrize(
+    ("stage", "facts", "says"),
+    [
+        ("scan", {"rejected": 5}, "no list of numbers with reasons"),
+        ("scan", {"rejected": [[1, 2]]}, "no list of numbers with reasons"),
+        ("scan", {"rejected": [["1", "x"]]}, "no list of numbers with reasons"),
+        ("index", {"config": 5}, "'config' is no text"),
+        ("index", {"dataset": "other"}, "is not that of its run"),
+    ],
+)
+def test_facts_that_later_stages_cannot_read(tmp_path: Path, stage: str, facts: dict[str, Any], says: str) -> None:
+    publish.ensure_store(tmp_path)
+    with publish.Publication(tmp_path, "toy@shapes", stage, "all", "f") as out:
+        out.commit(facts)
+    with pytest.raises(UsageError, match=says):
+        commits.records(tmp_path)
+
+
+def test_a_record_whose_text_was_changed(tmp_path: Path) -> None:
+    publish.ensure_store(tmp_path)
+    with publish.Publication(tmp_path, "toy@shapes", "fold", "all", "f") as out:
+        out.commit({"x": 1})
+    place = tmp_path / "commits" / "toy@shapes" / "fold" / "all.json"
+    place.write_text(place.read_text().replace('"x": 1', '"x": 2'))
+    with pytest.raises(UsageError, match="is not what was written"):
+        commits.records(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "[" * 100_000, '{"format": 3}'])
+def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UsageError, match=r"cannot be read|is a store of format"):
+        publish.check_version(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="is no unitscope store"):
+        publish.check_version(tmp_path)

@@ -200,6 +200,11 @@ def test_limits_end_queries(store: Path) -> None:
         scope.sql("SELECT * FROM range(10000000)")
 
 
+def test_an_error_that_quotes_damaged_bytes(store: Path) -> None:
+    with pytest.raises(UsageError, match="what was read is damaged"), database._explained("SQL"):
+        b"\xb9".decode()
+
+
 def test_bytes_survive_the_pipe() -> None:
     out = io.BytesIO()
     write_message(out, True, stream(pa.table({"x": [1, None]})))

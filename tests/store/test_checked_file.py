@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from store import commits, hdf5, publish, verify
+from store.checked_file import CheckedFile
 from store.errors import UsageError
 from store.hdf5 import Array
 
@@ -53,6 +55,39 @@ def test_what_is_written_can_be_read_by_h5py(tmp_path: Path) -> None:
         for name, array in ARRAYS.items():
             assert np.array_equal(file[name][()], array.data)
             assert file[name].fletcher32 or not array.data.size
+
+
+def test_it_is_a_file(tmp_path: Path) -> None:
+    """All that HDF5's driver may ask of a file, whether or not it does today."""
+    file = CheckedFile(tmp_path / "x")
+    assert file.write(b"0123456789") == 10
+    assert (file.tell(), file.seek(-4, io.SEEK_END), file.read(2), file.tell()) == (10, 6, b"67", 8)
+    assert (file.seek(-3, io.SEEK_CUR), file.seek(1)) == (5, 1)
+    target = bytearray(3)
+    assert (file.readinto(target), bytes(target)) == (3, b"123")
+    assert (file.truncate(6), file.truncate()) == (6, 4)
+    file.flush()
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"0123"
+
+
+def test_a_write_that_writes_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = CheckedFile(tmp_path / "x")
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    assert file.write(b"0123") == 4
+    monkeypatch.undo()
+    assert (file.write(b"4"), file.truncate(2)) == (1, 2), "nothing is done any more"
+    with pytest.raises(OSError, match="Input/output error"):
+        file.close()
+    assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_a_truncation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = CheckedFile(tmp_path / "x")
+    _failing(monkeypatch, "ftruncate", 1, errno.EIO)
+    assert file.truncate(3) == 3
+    with pytest.raises(OSError, match="Input/output error"):
+        file.close()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
