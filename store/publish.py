@@ -18,8 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from store import commits, containment, intents, layout, regular_file, views
-from store.commits import File, Record
+from store.commits import (
+    File,
+    Record,
+    all_records,
+    committed,
+    files_of,
+    find_record,
+    is_sealed,
+    read_record,
+    records,
+    sealed,
+    vanished,
+)
 from store.errors import UsageError
+from store.housekeeping import remove_orphans, remove_partials, remove_stale_temporaries
+
+# Scripts outside the project know records and housekeeping under this module's name.
+__all__ = [
+    "File", "Record", "all_records", "committed", "files_of", "find_record", "is_sealed", "read_record", "records",
+    "remove_orphans", "remove_partials", "remove_stale_temporaries", "sealed", "vanished",
+]  # fmt: skip
 
 TEMPORARY = intents.TEMPORARY
 
