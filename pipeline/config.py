@@ -169,8 +169,10 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         if isinstance(value, list) and value and all(isinstance(v, inner) for v in value):
             return tuple(value)
         raise UsageError(f"{where} = {value!r}: expected a list of {inner.__name__}")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise UsageError(f"{where}: expected at most {MOST}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(max(-MOST, min(value, MOST)))
+        return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UsageError(f"{where} = {value!r}: expected {hint.__name__}")
     return value
@@ -182,8 +184,6 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
             raise UsageError(f"{where} = {item!r}: expected one of {', '.join(CHOICES[key])}")
         if isinstance(item, float) and not math.isfinite(item):
             raise UsageError(f"{where} = {item!r}: expected a finite number")
-        if isinstance(item, int) and item > MOST:
-            raise UsageError(f"{where}: expected at most {MOST}")
         if isinstance(item, str) and not item.isprintable():
             raise UsageError(f"{where} = {item!r}: expected text without control characters")
         least = 1 if key in AT_LEAST_ONE else 0

@@ -54,6 +54,14 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         read_config(tmp_path / "bad.toml")
 
 
+@pytest.mark.parametrize("key", ["max_bad_fraction", "limit"])
+@pytest.mark.parametrize("value", [2**31, 10**400])
+def test_numbers_without_end_are_refused_and_not_cut(key: str, value: int) -> None:
+    """One key takes a float and the other a whole number."""
+    with pytest.raises(UsageError, match="expected at most 2147483647"):
+        parse_config(GOOD | {"dataset": {"source": "folder:x", key: value}}, "x")
+
+
 def test_the_stored_config_reads_back() -> None:
     config = parse_config(GOOD | {"model": {"source": "timm:x", "layers": ["a.*", 'b"q\\']}}, "x")
     keys = fingerprinted(config, "cpu")
