@@ -32,7 +32,7 @@ test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[demo,polars,test]'
 	touch $@
 
-# Kills, failing system calls, races, full disks and flipped bits, at every place of a small run: a table. 15 minutes.
+# Kills, failing system calls, races, full disks and flipped bits, at every place of a small run: a table. 20 minutes.
 torture: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python -m support.torture
 

@@ -10,13 +10,11 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import click
-import h5py
 from bench import Bar, Report, interleaved, options
 from cases import PACKAGES, config_of, folder_of_photographs, photographs
 
@@ -34,16 +32,8 @@ OPENINGS = 20  # of a store, in one sample
 @contextlib.contextmanager
 def unguarded() -> Iterator[None]:
     """Take the guards away."""
-
-    def write(path: Path, arrays: Mapping[str, hdf5.Array], attributes: Mapping[str, Any] | None = None) -> None:
-        with h5py.File(path, "w", libver="latest") as file:
-            for key, value in sorted((attributes or {}).items()):
-                file.attrs[key] = value
-            for name, array in arrays.items():
-                hdf5.create(file, name, array)
-
     with (
-        mock.patch.object(hdf5, "write", write),
+        mock.patch.object(hdf5, "write", hdf5.write_to),
         mock.patch.object(intents, "announced", return_value=contextlib.nullcontext()),
         mock.patch.object(containment, "refuse_links", return_value=None),
         mock.patch.object(publish, "_sync_upward", lambda _, folder: publish._sync_folder(folder)),

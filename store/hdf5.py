@@ -40,16 +40,21 @@ def write(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]
     """
     target = CheckedFile(path)
     try:
-        with h5py.File(target, "w", libver="latest") as file:
-            for key, value in sorted((attributes or {}).items()):
-                file.attrs[key] = value
-            for name, array in arrays.items():
-                create(file, name, array)
+        write_to(target, arrays, attributes)
     except Exception:
         if target.failure is None:
             raise  # else HDF5 stumbled over what was not written, and close raises the reason
     finally:
         target.close()
+
+
+def write_to(target: Any, arrays: Mapping[str, Array], attributes: Mapping[str, Any] | None = None) -> None:
+    """Write all arrays to a path, or to an open file object, as `write` does but without looking at what has failed."""
+    with h5py.File(target, "w", libver="latest") as file:
+        for key, value in sorted((attributes or {}).items()):
+            file.attrs[key] = value
+        for name, array in arrays.items():
+            create(file, name, array)
 
 
 def create(file: h5py.File, name: str, array: Array) -> None:

@@ -7,9 +7,7 @@ change and inode: the next process checks again only what has changed. `verify` 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import threading
 import time
@@ -18,18 +16,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from store import commits, regular_file
+from store import commits, publish, user_cache
 from store.commits import Record
 from store.errors import Notice, UsageError
 
 SETTLED = 2.0  # seconds after which another change of a file also changes its time
 LONG = 4 << 30  # bytes of files whose check a person is told about
-_MOST = 1 << 26  # bytes of what is kept about one store
 
 
 def folder() -> Path:
-    """Return where findings are kept: unitscope/intact in $XDG_CACHE_HOME or ~/.cache. It may be deleted."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitscope" / "intact"
+    """Return where findings are kept."""
+    return user_cache.folder("intact")
 
 
 class Intact:
@@ -48,7 +45,7 @@ class Intact:
         if not wanted:
             return
         with self._lock:
-            found = self._read()
+            found = user_cache.read(self._kept)
             unknown = [path for path in wanted if found.get(self._name(path)) != self._mark(path)]
             size = sum(self._known[path][1].size for path in unknown)
             if size > LONG:
@@ -56,7 +53,7 @@ class Intact:
             fresh = {self._name(path): self._hashed(path) for path in unknown}
             self._checked.update(wanted)
             if fresh:
-                self._write({name: mark for name, mark in fresh.items() if mark is not None})
+                self._keep({name: mark for name, mark in fresh.items() if mark is not None})
 
     def damaged(self, path: Path, why: object) -> UsageError:
         """Return the error for a file of the store that cannot be read as it was committed."""
@@ -83,30 +80,15 @@ class Intact:
         """Compare a file's digest. Returns its mark, or None if it was changed too short a time ago to be trusted."""
         mark = self._mark(path)
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = publish.sha256(path)
         except OSError as error:
             raise self.damaged(path, error.strerror) from error
         if found != mark[-1]:
             raise self.damaged(path, "SHA-256 differs from what was committed")
         return mark if self._mark(path) == mark and time.time() - mark[1] / 1e9 > SETTLED else None
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            kept = json.loads(regular_file.read(self._kept, _MOST))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return kept if isinstance(kept, dict) else {}
-
-    def _write(self, fresh: dict[str, list[Any]]) -> None:
-        """Add to what is kept, if the folder can be written. What another process adds meanwhile may be lost."""
-        temporary = self._kept.with_name(f"{self._kept.name}.{os.getpid()}-{threading.get_ident()}")
+    def _keep(self, fresh: dict[str, list[Any]]) -> None:
+        """Add to what is kept. What another process adds meanwhile may be lost."""
         names = {self._name(path) for path in self._known}
-        kept = {name: mark for name, mark in (self._read() | fresh).items() if name in names}
-        with contextlib.suppress(OSError):
-            try:
-                self._kept.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(kept))
-                os.replace(temporary, self._kept)
-            finally:
-                temporary.unlink(missing_ok=True)
+        kept = user_cache.read(self._kept) | fresh
+        user_cache.write(self._kept, {name: mark for name, mark in kept.items() if name in names})

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +18,7 @@ from pathlib import Path
 import torch
 
 from pipeline.graph import Findings
+from store import user_cache
 
 FAMILIES = ("torchvision", "timm")
 _PACKAGES = ("torch", "torchvision", "timm")
@@ -27,8 +26,8 @@ _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous
 
 
 def folder() -> Path:
-    """Return where findings are kept: unitscope/checked in $XDG_CACHE_HOME or ~/.cache. It may be deleted."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unitscope" / "checked"
+    """Return where findings are kept."""
+    return user_cache.folder("checked")
 
 
 def key(source: str, digest: str, input_shape: Sequence[int]) -> str:
@@ -51,11 +50,11 @@ def _code() -> str:
 
 def read(name: str) -> Findings | None:
     """Return the findings kept under a key, or None if there are none or they cannot be read."""
+    kept = user_cache.read(folder() / f"{name}.json")
     try:
-        kept = json.loads((folder() / f"{name}.json").read_text())
         memory_format = _FORMATS[kept["memory_format"]]
         return Findings(tuple(map(str, kept["whole"])), bool(kept["in_place"]), memory_format, str(kept["mixing"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 
@@ -63,8 +62,4 @@ def write(name: str, findings: Findings) -> None:
     """Keep findings under a key, if the folder can be written."""
     memory_format = next(text for text, kind in _FORMATS.items() if kind == findings.memory_format)
     body = {**asdict(findings), "memory_format": memory_format}
-    with contextlib.suppress(OSError):
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".part", delete=False) as file:
-            json.dump(body, file)
-        os.replace(file.name, folder() / f"{name}.json")
+    user_cache.write(folder() / f"{name}.json", body)

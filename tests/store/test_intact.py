@@ -17,6 +17,7 @@ from query.sql.database import Limits
 from store import commits, export, intact
 from store.errors import Notice, UsageError
 from store.intact import Intact
+from store.publish import Publication
 
 
 @pytest.fixture
@@ -176,6 +177,13 @@ def test_a_moved_store_is_checked_anew(store: Path, tmp_path: Path, monkeypatch:
     names = _hashed(monkeypatch)
     _units(tmp_path / "copy")
     assert names == ["units.parquet"]
+
+
+def test_a_recorded_file_that_is_no_table_is_not_opened(store: Path) -> None:
+    with Publication(store, "toy@shapes", "index", "other", "f") as out:
+        out.path("datasets/shapes/notes.txt").write_text("x")
+        out.commit()
+    assert "notes" not in catalog.read(store).datasets["shapes"]
 
 
 def test_words_of_a_query_name_its_tables(store: Path) -> None:

@@ -14,8 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from support.torture.injector import compiled
+
+if TYPE_CHECKING:
+    from support.torture.bits import Bits
+    from support.torture.trials import Bench
 
 Work = tuple[str, str, Callable[[], str]]  # kind, what exactly, and the trial, which returns what went wrong
 
@@ -63,11 +68,11 @@ def _tortured(folder: Path, given: argparse.Namespace) -> int:
     (folder / "flips").mkdir()
     bits = Bits(list(bench.stages.values())[-1][1], folder / "flips")
     work = [one for one in everything(bench, bits) if given.only in one[0]]
+    table = {kind: [0, 0] for kind, _, _ in work}
     if given.sample:
         work = _sample(work, given.sample, given.seed)
     random.Random(1).shuffle(work)  # so that the processes end together
     results = _shared(work, given.processes, folder)
-    table = {kind: [0, 0] for kind, _, _ in everything(bench, bits) if given.only in kind}
     for (kind, what, _), wrong in zip(work, results, strict=True):
         if wrong.startswith("not tried"):
             continue
@@ -83,13 +88,10 @@ def _tortured(folder: Path, given: argparse.Namespace) -> int:
     return int(survived < tried)
 
 
-def everything(bench: object, bits: object) -> list[Work]:
+def everything(bench: Bench, bits: Bits) -> list[Work]:
     """Return every trial of every kind."""
-    from support.torture.bits import Bits
-    from support.torture.trials import COMMIT, Bench
+    from support.torture.trials import COMMIT
 
-    assert isinstance(bench, Bench)
-    assert isinstance(bits, Bits)
     work: list[Work] = []
     for trial in bench.all():
         work.append((trial.kind, str(trial), lambda trial=trial: bench.survives(trial)))  # type: ignore[misc]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import query
 from query.scope import Scope
+from query.sql.database import Limits
 from store import export, schema, verify
 from support.torture.injector import forked
 from support.torture.small_run import digests
@@ -43,16 +44,10 @@ def answers(root: Path) -> str:
     """Ask everything, and return a digest of all answers."""
     digest = hashlib.sha256()
     # A child process per store would only ask the same in a place that is slower to start.
-    with query.open(root, limits=query_limits()) as scope:
+    with query.open(root, limits=Limits(isolated=False, threads=1)) as scope:
         for frame in _asked(scope):
             digest.update(frame.encode())
     return digest.hexdigest()
-
-
-def query_limits() -> object:
-    from query.sql.database import Limits
-
-    return Limits(isolated=False, threads=1)
 
 
 def _asked(scope: Scope) -> Iterator[str]:
@@ -103,7 +98,7 @@ class Bits:
             yield path, rng.randrange((self.store / path).stat().st_size), rng.randrange(8)
 
     def survives(self, path: Path, byte: int, bit: int) -> str:
-        """Flip a bit. Returns what went wrong, or ""."""
+        """Flip a bit and ask everybody. Returns what went wrong, or "" if nothing did."""
         root = self.folder / f"{os.getpid()}-bits"
         if not root.exists():
             shutil.copytree(self.store, root)

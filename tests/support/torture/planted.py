@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import h5py
 
 from pipeline.statistics import ranking
 from store import hdf5, layout, publish
@@ -59,15 +57,7 @@ def _losers(bench: Bench, bits: Bits) -> Iterable[tuple[str, str]]:
 
 def hdf5_closes_in_silence() -> None:
     """HDF5 writes by itself, and loses the failures of its last writes."""
-
-    def write(path: Path, arrays: Mapping[str, hdf5.Array], attributes: Mapping[str, Any] | None = None) -> None:
-        with h5py.File(path, "w", libver="latest") as file:
-            for key, value in sorted((attributes or {}).items()):
-                file.attrs[key] = value
-            for name, array in arrays.items():
-                hdf5.create(file, name, array)
-
-    hdf5.write = write  # type: ignore[assignment]
+    hdf5.write = hdf5.write_to
 
 
 def _failing_writes(bench: Bench, bits: Bits) -> Iterable[tuple[str, str]]:

@@ -28,7 +28,7 @@ PATIENCE = 60.0  # seconds for a process that was continued
 
 @dataclass(frozen=True)
 class Trial:
-    """A fault of a kind, at the n-th counted system call of a stage."""
+    """One kind of fault, which happens at the n-th counted system call of a stage."""
 
     kind: str
     stage: str
@@ -39,14 +39,15 @@ class Trial:
 
 
 class Bench:
-    """Where trials run: the snapshots, the injector and a folder to work in."""
+    """What trials need: the stores before and after each stage, the injector, and a folder to work in."""
 
     def __init__(self, folder: Path, plant: Callable[[], object] = lambda: None) -> None:
         """`plant` changes the code in the processes that are hit, and not in those that look at what they left."""
         self.folder, self.injector, self.plant = folder, Injector(), plant
         self.stages = small_run.snapshots(folder)
         self.wanted = {stage: small_run.digests(after) for stage, (_, after) in self.stages.items()}
-        self.calls = {stage: self._traced(stage) for stage in self.stages}  # the names of the counted system calls
+        # The names of the counted system calls.
+        self.calls = {stage: [call for _, call, *_ in self._traced(stage)] for stage in self.stages}
         self.counts = {stage: len(calls) for stage, calls in self.calls.items()}
 
     def all(self) -> Iterator[Trial]:
@@ -59,17 +60,20 @@ class Bench:
                     if call == ONLY.get(kind, call) and not place % every and not again:
                         yield Trial(kind, stage, place)
 
-    def _traced(self, stage: str) -> list[str]:
-        before, _ = self.stages[stage]
-        root, said, trace = self._copy(before), self.folder / "said", self.folder / f"calls-{stage}"
+    def _traced(self, stage: str) -> list[list[str]]:
+        """Run a stage and return its counted system calls: number, name, path, second path."""
+        root, trace = self._copy(self.stages[stage][0]), self.folder / f"{os.getpid()}-trace"
+        said = self.folder / f"{os.getpid()}-said"
+        trace.unlink(missing_ok=True)
 
         def work() -> None:
+            self.plant()
             self.injector.trace(trace)
             self.injector.arm(root, 0, "none")
             small_run.run(self.folder, root, stage)
 
         assert forked(work, said) == 0, said.read_text()
-        return [line.split("\t")[1] for line in trace.read_text().splitlines()]
+        return [line.split("\t") for line in trace.read_text().splitlines()]
 
     def _copy(self, store: Path, name: str = "store") -> Path:
         root = self.folder / f"{os.getpid()}-{name}"
@@ -190,20 +194,7 @@ class Bench:
 
     def order(self, stage: str) -> str:
         """Trace a stage, and check that what becomes visible was synced before, and its folders after."""
-        before, _ = self.stages[stage]
-        root, trace = self._copy(before), self.folder / f"{os.getpid()}-trace"
-        trace.unlink(missing_ok=True)
-
-        def work() -> None:
-            self.plant()
-            self.injector.trace(trace)
-            self.injector.arm(root, 0, "none")
-            small_run.run(self.folder, root, stage)
-
-        said = self.folder / f"{os.getpid()}-said"
-        if status := forked(work, said):
-            return f"exit status {status}: {said.read_text()[-500:]}"
-        return fault_of_order([line.split("\t") for line in trace.read_text().splitlines()])
+        return fault_of_order(self._traced(stage))
 
     def living_are_left_alone(self) -> str:
         """Housekeeping of one process leaves what another still writes, however far the clock has jumped."""
