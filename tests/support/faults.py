@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from store import logs
+from store import layout, logs
 from support import ROOT
 from support.sharing import locked
 
@@ -135,12 +135,22 @@ def kill_in_flight(
         found = [event for event in in_flight(store, stage) if alive(event["pid"])]
         if found:
             killed = kill(found[-1])
-            victims = {(e["stage"], e["shard"]) for e in in_flight(store) if e["pid"] in killed}
+            lost = [e for e in in_flight(store) if e["pid"] in killed and not _committed(store, e)]
+            victims = {(e["stage"], e["shard"]) for e in lost}
             if victims:
                 return victims
         time.sleep(0.02)
     last = [tuple(event.get(key) for key in ("event", "stage", "shard", "node")) for event in logs.read(store)][-20:]
     raise AssertionError(f"no shard of {stage} was in flight when its worker was killed; last of the logs: {last}")
+
+
+def _committed(store: Path, event: dict[str, Any]) -> bool:
+    """Whether the shard of a begin line is committed, and by the process that wrote the line, as nobody else began it.
+
+    A process can be killed after its record is there and before it has logged that the shard is done.
+    """
+    alone = begun(store)[event["stage"], event["shard"]] == 1
+    return alone and (store / layout.record(event["run"], event["stage"], event["shard"])).exists()
 
 
 def kill_now(pids: list[int]) -> list[int]:
