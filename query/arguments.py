@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,6 +34,17 @@ def whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise UsageError(f"{name}={shown(value)}: expected a whole number") from None
+
+
+def number(name: str, value: Any) -> float:
+    """Return a value that must be a finite number. Raises UsageError for any other."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if isinstance(value, (str, bytes, bool)) or not math.isfinite(found):
+        raise UsageError(f"{name}={shown(value)}: expected a number")
+    return found
 
 
 def one_of(by: Any, allowed: Sequence[str]) -> None:

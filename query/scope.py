@@ -17,6 +17,7 @@ from query.questions import (
     class_selectivity,
     class_units,
     comparison,
+    distribution,
     image_summary,
     image_units,
     macros,
@@ -61,11 +62,11 @@ class Scope:
         except TypeError:
             raise UsageError(f"a store is a folder: {arguments.shown(path)} is no path") from None
         self._model_code = model_code
-        self._catalog = catalog.read(self.path)
+        self.catalog = catalog.read(self.path)
         limits = limits or Limits()
-        self._database = Database(self._catalog, limits)
+        self._database = Database(self.catalog, limits)
         self._worker = SqlWorker(self.path, limits, model_code) if limits.isolated else None
-        self._dense = {r.name: Dense(Run(r, self._catalog, self._database)) for r in self._catalog.runs}
+        self._dense = {r.name: Dense(Run(r, self.catalog, self._database)) for r in self.catalog.runs}
         macros.register(self._database.connection, self, self._database.expired)
         self._database.lock()
         self._probes: dict[str, Probe] = {}
@@ -73,7 +74,7 @@ class Scope:
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Run one SELECT over the views and macros, which docs/sql.md lists. Each `?` takes one of `parameters`."""
         if isinstance(query, str):
-            self._catalog.intact.require(self._catalog.named_in(query))
+            self.catalog.intact.require(self.catalog.named_in(query))
         if self._worker is not None:
             return Result(self._worker.table(query, parameters))
         return self._database.sql(query, parameters)
@@ -136,6 +137,36 @@ class Scope:
         """
         asked = self._unit(unit, model, dataset)
         return unit_column.activations(self._dense_of(asked), asked)
+
+    def distribution(self, unit: str, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
+        """Return a histogram of a unit's maxima over images: bin, low, high, images, n.
+
+        48 equal bins; images are counted by the mean value of their code. A unit that never varies has one bin.
+        """
+        asked = self._unit(unit, model, dataset)
+        return distribution.distribution(self._dense_of(asked), asked)
+
+    def images_between(
+        self, unit: str, low: float, high: float, k: int = 20, model: str | None = None, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Return the images on which a unit's value lies from `low` to `high`, by value falling.
+
+        Columns as of top_images. Values that are not kept exactly are those of their codes.
+        """
+        k, low, high = arguments.count(k), arguments.number("low", low), arguments.number("high", high)
+        asked = self._unit(unit, model, dataset)
+        return distribution.images_between(self._dense_of(asked), asked, low, high, k)
+
+    def quantile_images(
+        self, unit: str, k: int = 8, model: str | None = None, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Return k images around each of the 99, 90, 50 and 10 % quantiles of a unit's values.
+
+        Columns: quantile, then those of top_images. rank counts within a quantile.
+        """
+        k = arguments.count(k)
+        asked = self._unit(unit, model, dataset)
+        return distribution.quantile_images(self._dense_of(asked), asked, k)
 
     def activations_of(
         self,
@@ -348,6 +379,24 @@ class Scope:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def records(self) -> dict[str, Dense]:
+        """The dense record of each run that has folded, by the run's name.
+
+        The page reads more of it than questions do.
+        """
+        return {run.name: self._dense[run.name] for run in self._all_runs}
+
+    def probe(self, run: Run) -> Probe:
+        """Return the run's model, ready to measure pictures. It is opened the first time."""
+        return self._probe(run)
+
+    def take_models_of(self, other: Scope) -> None:
+        """Take over the models that another scope of the same store has opened."""
+        for name, probe in other._probes.items():
+            if name in self._dense and self._dense[name].run.has("layers"):
+                self._probes[name] = probe
 
     def most_images(self) -> int:
         """Return the accepted images of the run that has most."""

@@ -50,6 +50,7 @@ def values_of(question: Question) -> dict[str, Any]:
     """A value for each parameter that must be given."""
     by_kind = {
         "unit": "head:1", "image": 7, "images": "lighthouse", "class": "lighthouse", "layer": "head", "model": "toy",
+        "number": 1.0,
     }  # fmt: skip
     return {p.name: by_kind[p.kind] for p in question.parameters if p.required}
 

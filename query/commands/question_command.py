@@ -89,7 +89,8 @@ def show(frame: Any, form: str) -> None:
 def _decorator(parameter: Parameter) -> Callable[[Any], Any]:
     """Return click's argument or option for a parameter."""
     if parameter.required:
-        return click.argument(parameter.name, metavar=_metavar(parameter))
+        number = click.FLOAT if parameter.kind == "number" else None
+        return click.argument(parameter.name, metavar=_metavar(parameter), type=number)
     name, default, text = parameter.name, parameter.default, parameter.help
     if parameter.kind == "layers":
         return click.option("--layer", name, multiple=True, metavar="GLOB", help=text)

@@ -8,7 +8,9 @@ from typing import Final, Literal
 
 REQUIRED: Final = object()  # the default of a parameter that must be given
 
-Kind = Literal["unit", "image", "images", "class", "layer", "layers", "model", "dataset", "count", "choice", "flag"]
+Kind = Literal[
+    "unit", "image", "images", "class", "layer", "layers", "model", "dataset", "count", "number", "choice", "flag"
+]
 Growth = Literal["", "images", "units"]
 
 

@@ -62,6 +62,7 @@ def test_views_and_macros_have_the_columns_it_lists(scope: Scope) -> None:
     arguments = {
         "k": "3", "unit": unit, "a": unit, "b": "'blocks.5.2.bn1:7'", "class": "'dalmatian'", "image_id": "4",
         "class_a": "'dalmatian'", "class_b": "'jeep'", "layer": "'classifier'", "model_a": model, "model_b": model,
+        "low": "1.0", "high": "2.5",
     }  # fmt: skip
     for question, macro in MACROS:
         given = dict(arguments, unit="'classifier:3'") if macro.name == "lowest_images" else arguments
