@@ -51,6 +51,12 @@ def committed(root: Path, run: str, stage: str) -> set[str]:
     return {path.stem for path in paths if not path.name.startswith(intents.TEMPORARY)}
 
 
+def run_names(root: Path) -> list[str]:
+    """Return the names of the runs that have begun, sorted, without reading a record."""
+    folder = root / layout.COMMITS
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
 def records(root: Path, run: str | None = None, stage: str | None = None) -> list[Record]:
     """Read the commit records, of one run or stage if given, sorted by run, stage and shard.
 

@@ -17,6 +17,7 @@ class StageSpec:
     if there is one. `last` names the shard that completes the stage; it is empty if the stage is complete when all its
     shards are. `many` says whether it has many shards, which a cluster computes as an array of tasks. `consumer` is the
     (stage, shard) that reads its partials: once that shard is committed, the partials may have been removed.
+    `shown_early` says whether the page shows its partials before that.
     """
 
     name: str
@@ -26,6 +27,7 @@ class StageSpec:
     last: str
     many: bool = True
     consumer: tuple[str, str] | None = None
+    shown_early: bool = False
 
 
 STAGES = (
@@ -51,7 +53,7 @@ STAGES = (
     ),
     StageSpec(
         "visualize", "render feature visualizations, with metrics of how far to trust them",
-        after=("index", "fold"), needs_network=True, last="finish", consumer=("visualize", "finish"),
+        after=("index", "fold"), needs_network=True, last="finish", consumer=("visualize", "finish"), shown_early=True,
     ),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,28 @@ def lines_of(root: Path, with_timings: bool, job_states: States = lambda: None) 
     return lines
 
 
-def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
+@dataclass(frozen=True)
+class StageProgress:
+    """How far one stage of a run is. `planned` is the number of its shards, None if no process has written it down."""
+
+    name: str
+    about: str
+    done: int
+    planned: int | None
+    complete: bool
+
+
+def progress(root: Path) -> dict[str, list[StageProgress]]:
+    """Return how far each stage of each run of a store is, in the order of the stages."""
+    records, events = commits.records(root), logs.read(root)
+    whole = [e for e in events if logs.is_complete(e)]
+    return {
+        run: _progress([r for r in records if r.run == run], [e for e in whole if e["run"] == run])
+        for run in sorted({r.run for r in records})
+    }
+
+
+def _progress(records: list[Record], events: list[dict[str, Any]]) -> list[StageProgress]:
     done = Counter(r.stage for r in records)
     shards = {(r.stage, r.shard) for r in records}
     planned = {
@@ -44,14 +66,21 @@ def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
         for e in events
         if e["event"] == "plan" and isinstance(e["phases"], list)
     }
-    lines = []
+    found = []
     for stage in stages.STAGES:
-        if done[stage.name]:
-            known = planned.get(stage.name)
-            complete = (stage.name, stage.last) in shards or stage.consumer in shards
-            complete = complete or (not stage.last and done[stage.name] == known)
-            so_far = f"of {known} so far" if known is not None else "so far"
-            lines.append(f"  {stage.name:10} {done[stage.name]:6} shards {'complete' if complete else so_far}")
+        known = planned.get(stage.name)
+        complete = (stage.name, stage.last) in shards or stage.consumer in shards
+        complete = complete or (not stage.last and done[stage.name] > 0 and done[stage.name] == known)
+        found.append(StageProgress(stage.name, stage.about, done[stage.name], known, complete))
+    return found
+
+
+def _stages(records: list[Record], events: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for stage in _progress(records, events):
+        if stage.done:
+            so_far = f"of {stage.planned} so far" if stage.planned is not None else "so far"
+            lines.append(f"  {stage.name:10} {stage.done:6} shards {'complete' if stage.complete else so_far}")
     return lines
 
 

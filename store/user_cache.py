@@ -30,11 +30,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, body: dict[str, Any]) -> None:
     """Keep an object in a file, replaced as a whole, if the folder can be written."""
+    write_bytes(path, json.dumps(body).encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Keep bytes in a file, replaced as a whole, if the folder can be written."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             try:
-                json.dump(body, file)
+                file.write(data)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:

@@ -165,7 +165,11 @@ def _render(job: Job, shard: Shard, advance: Callable[[int], None]) -> Record:
     arrays = {"images": Array(np.concatenate(images)), "numbers": Array(np.array(numbers, np.float64))}
     with job.store.publication("visualize", shard.name) as out:
         hdf5.write(out.path(layout.partial(job.store.run, "visualize", f"{shard.name}.h5")), arrays)
-        return out.commit()
+        channels = [picture.channel for picture in group.pictures[shard.first : shard.last]]
+        # the page shows these before the stage is complete
+        return out.commit(
+            {"layer": group.layer.name, "kind": group.kind, "direction": group.direction, "channels": channels}
+        )
 
 
 def _finish(job: Job, shard: Shard) -> Record:

@@ -57,6 +57,25 @@ class Dense:
         moments = [book.moments for book in self.books("mean")]
         return np.concatenate([mean for mean, _ in moments]), np.concatenate([sd for _, sd in moments])
 
+    @functools.cached_property
+    def kept_pictures(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rising ids of the pictures that the store keeps, int64 [k], and where each JPEG begins, int64 [k + 1]."""
+        relative = layout.example_images(self.run.name)
+        if relative not in self.run.files.arrays:
+            return np.zeros(0, np.int64), np.zeros(1, np.int64)
+        path = self.run.array(relative)
+        known = self.dataset(path, "image_ids", "int64", None)[()]
+        return known, self.dataset(path, "offsets", "int64", len(known) + 1)[()]
+
+    def kept_jpeg(self, image_id: int) -> bytes | None:
+        """Return the stored JPEG of a picture as the network saw it, or None if the store does not keep it."""
+        known, offsets = self.kept_pictures
+        row = int(np.searchsorted(known, image_id))
+        if row == len(known) or known[row] != image_id:
+            return None
+        data = self.dataset(self.run.array(layout.example_images(self.run.name)), "jpeg", "uint8", None)
+        return bytes(data[offsets[row] : offsets[row + 1]].tobytes())
+
     def image(self, image_id: int, statistic: Statistic) -> Codes:
         """Return the codes of one image over all units: uint8 [U]."""
         block, row = divmod(image_id, layout.BLOCK)

@@ -241,6 +241,20 @@ class Run:
         return tuple(DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows)
 
     @functools.cached_property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
+        (row,) = self.rows("models", "input_height, input_width").to_pylist()
+        return row["input_height"], row["input_width"]
+
+    @functools.cached_property
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """Which layer feeds which, as (source, target), in the order of the table."""
+        if not self.has("edges"):
+            return ()
+        table = self.rows("edges", "source, target")
+        return tuple(zip(table["source"].to_pylist(), table["target"].to_pylist(), strict=True))
+
+    @functools.cached_property
     def images(self) -> Images:
         self.catalog.intact.require([self._images_file])
         table = parquet.read(self._images_file, ["status", "class_index"])
@@ -266,8 +280,12 @@ class Run:
 
     def describe_images(self, image_ids: NDArray[np.int64]) -> pa.Table:
         """Return path, label and class_index of images, in the order asked."""
+        return self.image_rows(image_ids, "path", "label", "class_index")
+
+    def image_rows(self, image_ids: NDArray[np.int64], *columns: str) -> pa.Table:
+        """Return columns of the table `images`, in the order asked."""
         self.check_images(image_ids, len(self.images.accepted))
-        return self.lookup(self._images_file).at(("path", "label", "class_index"), image_ids)  # row i is image_id i
+        return self.lookup(self._images_file).at(columns, image_ids)  # row i is image_id i
 
     def lookup(self, path: Path) -> Lookup:
         """Open one of the run's Parquet files, to read rows of one key from."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from store import commits, intact, layout, publish, views
+from store import commits, intact, layout, publish, stages, views
+from store.commits import Record
 from store.errors import UsageError
 
 # Words of queries that name a file, or a table by an expression.
@@ -15,11 +17,21 @@ _OTHER_WAYS = {"parquet", "read_parquet", "parquet_scan", "query", "query_table"
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """A shard of the stage `visualize`: an HDF5 file whose dataset `images` has a picture of each of these channels."""
+
+    path: Path
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """The recorded files of one run.
 
     `tables` maps a table's name to its Parquet files, and `arrays` a path relative to the store to its HDF5 file.
-    `config` holds the settings the run was made with; it is None before the run has folded.
+    `config` holds the settings the run was made with; it is None before the run has folded. `rendering` has, for each
+    layer, the feature visualizations that are there before the stage is complete. `digest` is a SHA-256 over the
+    digests of all its files: it changes if and only if an answer about the run could.
     """
 
     name: str
@@ -28,6 +40,8 @@ class RunFiles:
     tables: Mapping[str, tuple[Path, ...]]
     arrays: Mapping[str, Path]
     config: Path | None
+    rendering: Mapping[str, tuple[Rendering, ...]]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,10 @@ def read(root: Path) -> Catalog:
     publish.check_path(root)
     root = root.resolve()
     records = commits.all_records(root)
-    recorded = sorted({file.path for _, file in commits.files_of(records)})
+    recorded = {file.path: file.sha256 for _, file in commits.files_of(records)}
     datasets: dict[str, dict[str, Path]] = {}
     runs: dict[str, dict[str, Path]] = {}
-    for relative in recorded:
+    for relative in sorted(recorded):
         if layout.is_partial(relative):
             continue
         # `store.containment` has looked at the path: it lies below one of the two folders, and behind no link.
@@ -91,18 +105,42 @@ def read(root: Path) -> Catalog:
             runs.setdefault(name, {})[relative] = path
         elif views.table_of(relative):
             datasets.setdefault(name, {})[path.stem] = _present(path, relative)
-    found = tuple(_run(name, files) for name, files in sorted(runs.items()))
+    found = tuple(_run(name, files, recorded, _rendering(root, name, records)) for name, files in sorted(runs.items()))
     return Catalog(root, datasets, found, intact.Intact(root, records))
 
 
-def _run(name: str, files: Mapping[str, Path]) -> RunFiles:
+def _rendering(root: Path, run: str, records: Sequence[Record]) -> dict[str, tuple[Rendering, ...]]:
+    """Return the positive feature visualizations that wait for the end of their stage, by layer."""
+    shards = [record for record in records if record.run == run and record.stage == "visualize"]
+    if any(record.shard == stages.spec_of("visualize").last for record in shards):
+        return {}
+    found: dict[str, tuple[Rendering, ...]] = {}
+    for record in shards:
+        layer, channels = record.facts.get("layer"), record.facts.get("channels")
+        if not isinstance(channels, list) or not all(isinstance(c, int) and c >= 0 for c in channels):
+            continue
+        if isinstance(layer, str) and record.facts.get("direction") == "positive" and len(record.files) == 1:
+            rendering = Rendering(root / record.files[0].path, tuple(channels))
+            found[layer] = (*found.get(layer, ()), rendering)
+    return found
+
+
+def _run(
+    name: str,
+    files: Mapping[str, Path],
+    digests: Mapping[str, str],
+    rendering: Mapping[str, tuple[Rendering, ...]],
+) -> RunFiles:
     tables: dict[str, tuple[Path, ...]] = {}
     for relative, path in files.items():
         if table := views.table_of(relative):
             tables[table] = (*tables.get(table, ()), _present(path, relative))
     arrays = {relative: path for relative, path in files.items() if PurePosixPath(relative).parts[2] == "arrays"}
     model, _, dataset = name.partition("@")
-    return RunFiles(name, model, dataset, tables, arrays, files.get(layout.config(name)))
+    listed = "\n".join(f"{relative} {digests[relative]}" for relative in sorted(files))
+    listed += "".join(f"\n{shard.path.name}" for shards in rendering.values() for shard in shards)
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    return RunFiles(name, model, dataset, tables, arrays, files.get(layout.config(name)), rendering, digest)
 
 
 def _present(path: Path, relative: str) -> Path:
