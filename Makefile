@@ -13,7 +13,8 @@ demo: $(STAMP)
 	$(BIN)/unitscope top-units stores/demo foolbox/data/imagenet_16_251.jpg -k 20
 	$(BIN)/unitscope unit stores/demo blocks.5.2.bn1:3 --save stores/demo-unit.png
 	@echo
-	@echo "Look at stores/demo-unit.png, then: $(BIN)/unitscope sql stores/demo 'SELECT * FROM layers'"
+	@echo "Look at stores/demo-unit.png, or click through the network: $(BIN)/unitscope serve stores/demo --open"
+	@echo "(your own pictures: $(BIN)/unitscope explore torchvision:resnet18 FOLDER --open)"
 
 
 test: $(STAMP)
@@ -60,7 +61,7 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,polars,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,polars,test,web]'
 	touch $(STAMP)
 
 clean:

@@ -62,6 +62,8 @@ COMMANDS = {
     "similar": ("query.commands.cli", "Units like a unit, or images like an image."),
     "ask": ("query.commands.ask", "The other named questions: both, separating-units, compare, ..."),
     "unit": ("query.commands.cli", "Everything known about one unit, with a contact sheet."),
+    "explore": ("query.commands.explore", "From a model's name and a folder of pictures to the page."),
+    "serve": ("query.commands.serve", "Look through a store in a browser."),
 }
 
 

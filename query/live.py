@@ -5,7 +5,9 @@ This is the only module of `query` that imports torch and `pipeline`, and it doe
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,51 @@ from query.record.run_tables import Run
 from store.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from pipeline.graph import Layer
     from pipeline.models import Model
     from pipeline.scan.batch_statistics import BatchStatistics
     from pipeline.scan.measurer import Measurer
+
+
+def open_picture(source: bytes | Path, most_pixels: int | None = None) -> Image.Image:
+    """Decode a picture as the scan does, to mode RGB and upright. Raises UsageError with the reason.
+
+    `most_pixels` bounds a picture from a stranger, before it is decoded. This imports no torch.
+    """
+    from pipeline.data.decode import BadImageError, open_image, read_size
+
+    try:
+        if most_pixels is not None and isinstance(source, bytes):
+            width, height = read_size(source)
+            if width * height > most_pixels:
+                raise BadImageError(f"{width} x {height} pixels are more than the {most_pixels:,} allowed here")
+        return open_image(source)
+    except BadImageError as error:
+        name = f"picture {source}" if isinstance(source, Path) else "this picture"
+        raise UsageError(f"{name}: {error}") from error
+
+
+def dataset_picture(run: Run, image_id: int) -> Image.Image | None:
+    """Read a picture of the dataset from its own files, as the store recorded where they are.
+
+    Returns None if they are not at hand, or are not what was indexed. This imports no torch.
+    """
+    from pipeline.data.source import Entry
+    from pipeline.data.sources import open_source
+
+    (row,) = run.image_rows(np.array([image_id]), "path", "source_file", "offset", "length", "sha256").to_pylist()
+    (dataset,) = run.rows("datasets", "source", "dataset = ?", [run.dataset]).to_pylist()
+    entry = Entry(row["path"], None, row["source_file"], row["offset"], row["length"])
+    try:
+        data = open_source(dataset["source"], run.dataset).read(entry)
+    except (OSError, ValueError, UsageError, ImportError):
+        return None
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return None
+    return open_picture(data)
 
 
 class Probe:
@@ -35,6 +79,8 @@ class Probe:
         from pipeline.scan.measurer import Measurer
 
         self.dense, self.run = dense, dense.run
+        self._maps_lock = threading.Lock()
+        self._map: NDArray[np.float32]  # what the tap of `maps` found
         self._model: Model = _open(self.run, model_code)
         settings = _settings(self.run)
         self._batch: int = settings["scan"]["batch_size"]
@@ -45,26 +91,68 @@ class Probe:
             border=settings["scan"]["border"],
         )
 
-    def row(self, path: Path, units: NDArray[np.int64]) -> ImageRow:
-        """Measure a picture on these units. value, mean, y and x are exact.
+    def row(self, picture: Path | Image.Image, units: NDArray[np.int64]) -> ImageRow:
+        """Measure a picture, a file or one that is open, on these units. value, mean, y and x are exact.
 
         tail_p = (1 + images that have at least the value) / (n + 1): the picture counts as one more image. Images
         with the value's own code are counted by where they lie on average (`store.codes.images_reaching`), all others
         exactly.
         """
-        from pipeline.data.decode import BadImageError, open_image
-
-        try:
-            image = open_image(path)
-        except BadImageError as error:
-            raise UsageError(f"picture {path}: {error}") from error
-        measured = self._measured(self._model.preprocess.pixels(image))
+        measured = self._measured(self.pixels(picture))
         value, mean, flat = measured.max[0].copy(), measured.mean[0].copy(), measured.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
         spatial = np.concatenate([np.full(layer.channels, layer.spatial) for layer in self.run.layers])
         y, x = (np.where(spatial, at, -1).astype(np.int32) for at in (flat // widths, flat % widths))
         row = ImageRow(np.arange(self.run.units), value, mean, self._tail_p(value), y, x, self.run.n)
         return row.take(units)
+
+    def pixels(self, picture: Path | Image.Image) -> NDArray[np.uint8]:
+        """Return a picture as the network sees it: uint8 [channels, height, width]."""
+        image = open_picture(picture) if isinstance(picture, Path) else picture
+        return self._model.preprocess.pixels(image)
+
+    def as_stored(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return a picture that the store keeps as the network saw it, at the network's own size."""
+        p = self._model.preprocess
+        image = image.convert("L" if p.channels == 1 else "RGB").resize((p.width, p.height))
+        pixels = np.asarray(image).reshape(p.height, p.width, p.channels).transpose(2, 0, 1)
+        return np.ascontiguousarray(pixels)
+
+    def predictions(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """Return the five likeliest classes of a picture as the table `predictions` has them, without image_id.
+
+        Empty if the run's layers do not include the network's output.
+        """
+        from pipeline.stages.scan import top_predictions
+
+        logits = self._measured(pixels).logits
+        if logits is None:
+            return []
+        classes, probabilities = top_predictions(logits[:1])
+        labels = self._model.labels or ()
+        rows = zip(classes[0].tolist(), probabilities[0].tolist(), strict=True)
+        return [
+            {"rank": rank, "class_index": c, "label": labels[c] if c < len(labels) else None, "probability": p}
+            for rank, (c, p) in enumerate(rows, 1)
+        ]
+
+    def maps(self, pixels: NDArray[np.uint8], layer: str) -> NDArray[np.float32]:
+        """Return the activation maps of one layer on a picture, uint8 [channels, H, W]: float32 [C, h, w].
+
+        One call runs at a time.
+        """
+        import torch
+
+        from pipeline import graph
+
+        def tap(of: Layer, x: Tensor) -> None:
+            if of.name == layer:
+                self._map = x[0].float().cpu().numpy().copy()
+
+        with self._maps_lock, torch.inference_mode():
+            (wanted,) = (one for one in self._measure.layers if one.name == layer)
+            graph.with_taps(self._measure.network, [wanted], tap)(self._measure.input(torch.from_numpy(pixels[None])))
+            return self._map
 
     def _measured(self, pixels: NDArray[np.uint8]) -> BatchStatistics:
         """Measure as the scan did: in a batch of the scan's size, on one thread.

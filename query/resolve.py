@@ -87,11 +87,11 @@ def units_of_layers(run: Run, globs: str | Sequence[str] | None) -> NDArray[np.i
     return np.concatenate([np.arange(layer.start, layer.stop) for layer in find_layers(run, globs)])
 
 
-def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
+def find_image(runs: Sequence[Run], image: ImageName, files: bool = True) -> tuple[Run, int | Path]:
     """Find the run and the image_id in its dataset, or the path of a picture file on disk.
 
     A name of digits alone is an image_id. Any other name is a path in the dataset, or the end of just one path there
-    from a slash on, or else a file on disk.
+    from a slash on, or else a file on disk, unless `files` is False because a stranger asks.
     """
     text = arguments.spelled(os.fspath(image) if isinstance(image, os.PathLike) else image)
     if isinstance(image, bool) or (isinstance(image, int) and image < 0):
@@ -107,7 +107,7 @@ def find_image(runs: Sequence[Run], image: ImageName) -> tuple[Run, int | Path]:
         found = by_dataset[run.dataset]
         assert found is not None
         return run, _accepted(run, found)
-    if os.path.isfile(text):
+    if files and os.path.isfile(text):
         return the_one(runs, f"image {text}"), Path(text)
     raise _unknown_image(runs, text)
 

@@ -119,17 +119,11 @@ def _examples(unit: Unit, rows: pd.DataFrame, direction: str, most: int, title: 
     kept = stored_pictures.examples(unit, rows["image_id"].to_numpy(), maps=direction == "highest")
     stored = unit_column.examples(unit, direction, boxes=True).to_pylist()
     boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in stored if unit.layer.spatial}
-    size = _input_size(unit)
     tiles = [
-        drawing.example_tile(example, TILE, boxes.get(image_id), size)
+        drawing.example_tile(example, TILE, boxes.get(image_id), unit.run.input_size)
         for example, image_id in zip(kept, rows["image_id"].tolist(), strict=True)
     ]
     return _Shown(title, rows, tiles)
-
-
-def _input_size(unit: Unit) -> tuple[int, int]:
-    row = unit.run.rows("models", "input_height, input_width").to_pylist()[0]
-    return row["input_height"], row["input_width"]
 
 
 def _rendered(unit: Unit, record: UnitRecord) -> list[tuple[str, Image.Image]]:

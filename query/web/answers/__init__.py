@@ -1,0 +1,1 @@
+"""What each page says, as plain data. The page and its index.json are both made from it."""

@@ -1,0 +1,182 @@
+"""Runs of a store's models for visitors: dropped pictures, and activation maps. One at a time, behind a short queue."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from query import live
+from query.questions.image_units import ImageRow
+from query.questions.unit_column import examples
+from query.record.dense import Dense
+from query.record.run_tables import Layer, Run
+from query.record.unit import Unit
+from query.scope import Scope
+from query.web import pictures
+from query.web.errors import PageError, busy, not_found
+from store.errors import UsageError
+
+WAITING = 8  # visitors that may wait for the model
+KEPT = 32  # dropped pictures
+MAPS = 128 << 20  # bytes of activation maps that are kept
+LARGEST = 32 << 20  # bytes of an upload
+MOST_PIXELS = 40_000_000  # of an upload
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A picture that a visitor dropped, measured. It is kept in memory until the server ends, or others replace it."""
+
+    sha256: str
+    jpeg: bytes
+    pixels: NDArray[np.uint8]
+    row: ImageRow
+    predictions: list[dict[str, Any]]
+    size: tuple[int, int]
+
+
+class ModelRuns:
+    """Run models for the page."""
+
+    def __init__(self, model_code: bool) -> None:
+        self._model_code = model_code
+        self._turn, self._queue = threading.Lock(), threading.BoundedSemaphore(WAITING)
+        self._dropped: OrderedDict[tuple[str, str], Dropped] = OrderedDict()
+        self._maps: OrderedDict[tuple[str, int | str, str], NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warmed: set[str] = set()
+
+    def why_not(self, run: Run) -> str:
+        """Return why the model of a run cannot run here, or "" if nothing speaks against it."""
+        if importlib.util.find_spec("torch") is None:
+            return "torch is not installed"
+        source = str(run.rows("models", "source")["source"][0].as_py())
+        if source.startswith("python:") and not self._model_code:
+            return f"the model comes from {source}, which runs code: start the page with --allow-model-code"
+        return ""
+
+    def warm(self, scope: Scope, run: Run) -> None:
+        """Begin to open the model of a run, so that it is there when it is first needed."""
+        if run.name not in self._warmed and not self.why_not(run):
+            self._warmed.add(run.name)
+            threading.Thread(target=self._open, args=(scope, run), daemon=True).start()
+
+    def _open(self, scope: Scope, run: Run) -> None:
+        with suppress(UsageError), self._turn:  # whoever needs it is told the reason then
+            scope.probe(run)
+
+    def drop(self, scope: Scope, run: Run, data: bytes) -> Dropped:
+        """Measure an uploaded picture. Raises PageError: 415 if it is no picture, 503 if too many wait."""
+        if reason := self.why_not(run):
+            raise PageError(501, f"the model cannot run here: {reason}")
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            return self.dropped(run, sha256)
+        except PageError:
+            pass
+        with self._turn_of_one():
+            try:
+                image = live.open_picture(data, MOST_PIXELS)
+            except UsageError as error:
+                raise PageError(415, f"{error}: drop a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from error
+            probe = scope.probe(run)
+            pixels = probe.pixels(image)
+            found = Dropped(
+                sha256, _jpeg(pixels), pixels, probe.row(image, np.arange(run.units)), probe.predictions(pixels),
+                image.size,
+            )  # fmt: skip
+        with self._lock:
+            self._dropped[run.name, sha256] = found
+            while len(self._dropped) > KEPT:
+                self._dropped.popitem(last=False)
+        return found
+
+    def dropped(self, run: Run, sha256: str) -> Dropped:
+        """Return a picture that was dropped. Raises PageError if it is gone."""
+        with self._lock:
+            found = self._dropped.get((run.name, sha256))
+            if found is None:
+                raise not_found("this picture is gone: dropped pictures are kept in memory only; drop it again")
+            self._dropped.move_to_end((run.name, sha256))
+            return found
+
+    def maps(self, scope: Scope, dense: Dense, picture: int | str, layer: Layer) -> NDArray[np.float32]:
+        """Return the maps of a layer's units on a picture (an image_id, or the SHA-256 of a dropped one).
+
+        float32 [C, h, w]. Raises PageError or UsageError if the model cannot run.
+        """
+        if reason := self.why_not(dense.run):
+            raise PageError(501, f"the model cannot run here: {reason}")
+        key = (dense.run.name, picture, layer.name)
+        with self._lock:
+            if key in self._maps:
+                self._maps.move_to_end(key)
+                return self._maps[key]
+        pixels = self._pixels(scope, dense, picture)
+        with self._turn_of_one():
+            maps = scope.probe(dense.run).maps(pixels, layer.name)
+        with self._lock:
+            self._maps[key] = maps
+            while len(self._maps) > 1 and sum(one.nbytes for one in self._maps.values()) > MAPS:
+                self._maps.popitem(last=False)
+        return maps
+
+    def map_picture(self, scope: Scope, dense: Dense, picture: int | str, unit: Unit) -> bytes:
+        """Return a unit's activation map on a picture, as a PNG to lay over it.
+
+        Where the model cannot run it is the stored one, which the store keeps of a unit's highest examples.
+        """
+        if not unit.layer.spatial:
+            raise not_found(f"the positions of layer {unit.layer.name} are no places of the picture")
+        try:
+            maps = self.maps(scope, dense, picture, unit.layer)
+        except UsageError:
+            rank = _rank(unit, picture) if isinstance(picture, int) else None
+            if rank is None:
+                raise
+            return pictures.stored_map(unit, rank)
+        return pictures.overlay(pictures.scaled(maps[unit.channel]))
+
+    def _pixels(self, scope: Scope, dense: Dense, picture: int | str) -> NDArray[np.uint8]:
+        if isinstance(picture, str):
+            return self.dropped(dense.run, picture).pixels
+        image = live.dataset_picture(dense.run, picture)
+        if image is None:  # the stored picture is what the network saw, but for JPEG
+            image = Image.open(io.BytesIO(pictures.photograph(dense, picture)), formats=["JPEG"])
+            return scope.probe(dense.run).as_stored(image)
+        return scope.probe(dense.run).pixels(image)
+
+    @contextmanager
+    def _turn_of_one(self) -> Iterator[None]:
+        if not self._queue.acquire(blocking=False):
+            raise busy("the model is busy with other visitors' pictures: try again in a few seconds")
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._queue.release()
+
+
+def _rank(unit: Unit, image_id: int) -> int | None:
+    """Return the rank of an image among a unit's stored highest examples, or None."""
+    stored = examples(unit, "highest")
+    ids: list[int] = stored["image_id"].to_pylist()
+    return int(stored["rank"][ids.index(image_id)].as_py()) if image_id in ids else None
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

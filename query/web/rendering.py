@@ -1,0 +1,129 @@
+"""Answers as HTML."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from query import live
+from query.record.dense import Dense
+from query.web import address, pictures
+from query.web.answers.facts import trust
+from query.web.answers.panel import Answer
+from query.web.site import Site
+from query.web.static_files import version
+from store.errors import UsageError
+
+# What the words of the page mean, shown where they stand.
+TERMS = {
+    "tail_p": "The share of pictures that fire this unit at least as much.",
+    "z": "How many standard deviations the value lies above the unit's average.",
+    "auc": "The chance that a photograph of the class fires the unit more than another photograph does; 0.5 is chance.",
+    "selectivity": "(mean of the best class - mean of the others) / their sum; 1: fires for one class only.",
+    "unit": "One channel of one layer.",
+    "dead": "It never fires on any of the pictures.",
+    "always on": "It is above zero at 99 % of all positions or more.",
+    "clipped": "Its largest value is at the activation's upper bound on half of the pictures or more.",
+    "receptive field": "The part of the picture that one position of the layer's map can see.",
+    "signed": "Values of this layer can be negative.",
+    "correlation": "Of the two units' largest values on each picture: 1 means that they rise and fall together.",
+}
+
+
+class Pages:
+    """Make HTML of answers."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._environment = Environment(
+            loader=PackageLoader("query.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        self._environment.filters |= {"number": number, "share": share, "thousands": thousands, "tail": tail}
+        self._environment.filters["grouped"] = grouped
+        self._environment.globals |= {
+            "address": address, "terms": TERMS, "trust": trust, "version": version(), "cell": pictures.UNITS,
+            "across": pictures.ACROSS,
+        }  # fmt: skip
+
+    def html(self, template: str, answer: Answer, path: str) -> str:
+        run = str(answer.get("run") or "")
+        return self._environment.get_template(template).render(
+            a={"run": run} | answer, panels=answer.get("panels", {}), path=path, state=self._state(run),
+            runs=list(self._site.scope.records), photo=self._photo(run),
+        )  # fmt: skip
+
+    def error(self, status: int, text: str, path: str) -> str:
+        return self._environment.get_template("error.html").render(
+            a={"page": "error", "run": "", "status": status, "text": text}, panels={}, path=path, state="",
+            runs=list(self._site.scope.records), photo=self._photo(""),
+        )  # fmt: skip
+
+    def _state(self, run: str) -> str:
+        """Return what addresses of pictures end with: they change when the run does."""
+        records = self._site.scope.records
+        return f"?v={records[run].run.files.digest[:12]}" if run in records else ""
+
+    def _photo(self, run: str) -> Any:
+        """Return a function from an image_id to the address of its photograph, or "" where there is none to show."""
+        records = self._site.scope.records
+        if run not in records:
+            return lambda _: ""
+        dense = records[run]
+        known = set(dense.kept_pictures[0].tolist())
+        at_hand = files_at_hand(dense)
+
+        def photo(image_id: int) -> str:
+            shown = image_id in known or at_hand
+            return address.photograph(run, image_id) + self._state(run) if shown else ""
+
+        return photo
+
+
+@functools.lru_cache(maxsize=16)
+def files_at_hand(dense: Dense) -> bool:
+    """Return whether the dataset's own files can be read here, as the first picture shows."""
+    try:
+        return live.dataset_picture(dense.run, int(dense.run.images.all[0])) is not None
+    except UsageError:
+        return False
+
+
+def grouped(rows: Sequence[Answer], key: str) -> list[tuple[Any, list[Answer]]]:
+    """Return neighbouring rows that have the same value of `key` together, in their order."""
+    return [(value, list(group)) for value, group in itertools.groupby(rows, lambda row: row[key])]
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Format a number for reading: some significant digits, thousands apart, a dash if it is not known."""
+    if value is None or isinstance(value, str) or math.isnan(value):
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        return f"{value:.{digits - 1}e}"
+    whole = len(str(int(abs(value))))
+    return f"{value:,.{max(digits - whole, 0)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
+
+
+def thousands(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def share(value: Any) -> str:
+    """Format a share as per cent."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{100 * value:.3g} %"
+
+
+def tail(value: Any) -> str:
+    """Format a tail probability: one picture in so many."""
+    if value is None or math.isnan(value):
+        return "–"
+    return "always" if value >= 0.995 else f"1 in {1 / value:,.0f}" if value <= 0.2 else f"{100 * value:.0f} %"

@@ -1,0 +1,77 @@
+"""How the page looks: every page in light, dark and narrow, without a serious finding of axe-core.
+
+The screenshots stay in the folder that UNITSCOPE_SHOTS names, or else with pytest's other temporary files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.page import Watched, serious
+from web.conftest import DemoPage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
+
+PAGES = {
+    "runs": "{address}/",
+    "architecture": "{home}",
+    "layer": "{home}blocks.5.2.bn1/",
+    "layer-sorted": "{home}blocks.5.2.bn1/?sort=selectivity&show=living&class=dalmatian",
+    "unit": "{home}blocks.5.2.bn1/0/",
+    "unit-chosen-bar": "{home}blocks.5.2.bn1/0/?from=0&to=2#between",
+    "unit-dead": "{home}blocks.5.2.bn1/{dead}/",
+    "unit-signed": "{home}blocks.5.1.add/5/",
+    "image": "{home}-/image/4/",
+    "class": "{home}-/class/251/",
+    "search": "{address}/-/search/?q=bn1",
+    "search-nothing": "{address}/-/search/?q=xyzzyx",
+}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1240, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1240, "height": 900}},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 380, "height": 800}},
+}
+
+
+@pytest.fixture(scope="module", params=LOOKS)
+def looking(browser: Browser, request: pytest.FixtureRequest) -> Iterator[tuple[str, BrowserContext]]:
+    with browser.new_context(**LOOKS[request.param]) as context:
+        yield request.param, context
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = os.environ.get("UNITSCOPE_SHOTS")
+    path = Path(folder) if folder else tmp_path_factory.mktemp("shots")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dead(demo_page: DemoPage) -> int:
+    row = demo_page.scope.sql("SELECT channel FROM units WHERE layer = 'blocks.5.2.bn1' AND dead LIMIT 1").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_quiet_and_accessible(
+    looking: tuple[str, BrowserContext], name: str, demo_page: DemoPage, dead: int, shots: Path
+) -> None:
+    look, context = looking
+    watched = Watched(context.new_page())
+    page = watched.page
+    page.goto(PAGES[name].format(address=demo_page.address, home=demo_page.home, dead=dead))
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=shots / f"{name}-{look}.png")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    broken = page.evaluate("[...document.images].filter(i => i.complete && i.src && !i.naturalWidth).map(i => i.src)")
+    assert broken == []
+    assert serious(page) == []
+    watched.check()
+    page.close()
