@@ -154,6 +154,51 @@ def test_shapes_without_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert propagate(module, (1, 3, 17, 16)) == wanted
 
 
+class _Norms(nn.Module):
+    """Batch norms of every kind: of one to three axes, without weights, without statistics, and in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.plain = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)
+        self.own, self.flat, self.deep = nn.BatchNorm2d(8, track_running_stats=False), BatchNormAct2d(8), _Deep()
+        self.last = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flat(self.own(self.plain(self.norm(self.stem(x)))))
+        x = self.norm(x.bfloat16()).float() + self.norm(x.transpose(2, 3).contiguous().transpose(2, 3))
+        return self.last(self.last(self.deep(x).flatten(2)).mean(2))
+
+
+class _Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.unsqueeze(2)).squeeze(2)
+
+
+def test_shapes_of_batch_norms_are_those_of_computed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fx.symbolic_trace(_Norms().eval().requires_grad_(False))
+    found = propagate(module, (1, 3, 9, 8))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch._subclasses.fake_tensor", None)
+        assert propagate(module, (1, 3, 9, 8)) == found
+    norm, x = nn.BatchNorm2d(8).eval(), _pictures(2, 8, 5, 4)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a norm's steps are computed, which is slow")
+
+    monkeypatch.setattr("torch._decomp.decompositions.native_batch_norm_helper", fail, raising=False)
+    for like in (x, x.to(memory_format=torch.channels_last), x.bfloat16()):
+        wanted = norm(like)
+        with torch.no_grad(), compat_fx.fake_tensors():
+            made = norm(torch.empty_like(like))
+        assert (made.shape, made.dtype, made.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+    with torch.no_grad(), compat_fx.fake_tensors(), pytest.raises(RuntimeError, match="should contain 7 elements"):
+        norm(torch.empty(2, 7, 5, 4))
+
+
 @pytest.mark.parametrize("taken", ["_loader", "eval_cache"])
 def test_without_kept_sources(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = compat_fx.kept_sources()
