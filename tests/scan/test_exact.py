@@ -139,49 +139,59 @@ def test_moments(job: Job, folded: Truth) -> None:
         ).all()
 
 
-Example = tuple[int, float, float, int, int]  # image_id, value, mean, y, x
+def _first(order: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row, channel) of the first `most` rows of each channel, channel by channel.
+
+    order: rows as each channel ranks them, [rows, C]; counts: how many of them count, [C].
+    """
+    kept = (np.arange(len(order))[:, None] < np.minimum(counts, most)).T
+    return order.T[kept], np.nonzero(kept)[0]
 
 
-def _compare(found: list[Example], expected: list[Example], means: dict[int, float]) -> None:
+def _compare(found: pd.DataFrame, rows: np.ndarray, channels: np.ndarray, job: Job, folded: Truth, name: str) -> None:
     """Values and places are exact. Means are, to float32's rounding of a few terms: images of one value whose means are
     as near may stand in either order."""
-    assert len(found) == len(expected)
-    truth = {row[0]: row for row in expected}
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours[1] == theirs[1]
-        near = 1e-7 * max(abs(ours[1]), 1)
-        assert ours[2] == pytest.approx(means[ours[0]], rel=1e-6, abs=near)
-        if ours[0] == theirs[0]:
-            assert ours[3:] == theirs[3:]
-        else:
-            assert means[ours[0]] == pytest.approx(means[theirs[0]], rel=1e-6, abs=near)
-            assert ours[0] not in truth or ours[3:] == truth[ours[0]][3:]
+    layer = next(layer for layer in job.spec.layers if layer.name == name)
+    high, mean = (of[name].astype(np.float32) for of in (folded.high, folded.mean))
+    assert found["channel"].tolist() == channels.tolist(), name
+    value = found["value"].to_numpy()
+    assert (value == high[rows, channels]).all(), name
+    images = found["image_id"].to_numpy()
+    ours = np.searchsorted(job.dataset.readable, images)
+    assert (job.dataset.readable[ours] == images).all(), name
+
+    def near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        return np.abs(a - b) <= np.maximum(1e-6 * np.abs(b), 1e-7 * np.maximum(np.abs(value), 1))
+
+    assert near(found["mean"].to_numpy(), mean[ours, channels]).all(), name
+    assert ((ours == rows) | near(mean[ours, channels], mean[rows, channels])).all(), name
+    place = folded.place[name][ours, channels]
+    assert (found["y"].to_numpy() == place // layer.width).all(), name
+    assert (found["x"].to_numpy() == place % layer.width).all(), name
 
 
 def test_top_examples_are_a_sort(job: Job, folded: Truth) -> None:
-    examples = _table(job, "top_examples")
-    ids = job.dataset.readable.tolist()
-    found = {
-        key: list(zip(g["image_id"], g["value"], g["mean"], g["y"], g["x"], strict=True))
-        for key, g in examples.sort_values("rank").groupby(["layer", "channel", "direction"], observed=True)
-    }
+    examples = _table(job, "top_examples").sort_values(["channel", "rank"])
+    groups = examples.groupby(["layer", "direction"], observed=True)
+    ids, scan = job.dataset.readable, job.spec.config.scan
     compared = 0
     for layer in job.spec.layers:
-        high, place = folded.high[layer.name].astype(np.float32), folded.place[layer.name]
-        mean, low = folded.mean[layer.name].astype(np.float32), folded.low[layer.name].astype(np.float32)
-        for c in range(layer.channels):
-            rows = [r for r in range(len(ids)) if layer.signed or high[r, c] > 0]
-            rows.sort(key=lambda r: (-high[r, c], -mean[r, c], ids[r]))
-            expected = [
-                (ids[r], high[r, c], mean[r, c], place[r, c] // layer.width, place[r, c] % layer.width)
-                for r in rows[: job.spec.config.scan.topk]
-            ]
-            _compare(found.get((layer.name, c, "highest"), []), expected, dict(zip(ids, mean[:, c], strict=True)))
-            compared += len(expected)
-            if layer.signed:
-                rows = sorted(range(len(ids)), key=lambda r: (low[r, c], ids[r]))[: job.spec.config.scan.lowest]
-                lowest = found[layer.name, c, "lowest"]
-                assert [(i, v) for i, v, *_ in lowest] == [(ids[r], low[r, c]) for r in rows]
+        high, mean, low = (of[layer.name].astype(np.float32) for of in (folded.high, folded.mean, folded.low))
+        order = np.lexsort((np.broadcast_to(ids[:, None], high.shape), -mean, -high), axis=0)
+        counts = np.full(layer.channels, len(ids)) if layer.signed else (high > 0).sum(0)
+        rows, channels = _first(order, counts, scan.topk)
+        found = groups.get_group((layer.name, "highest"))
+        assert not found.duplicated(["channel", "image_id"]).any(), layer.name
+        _compare(found, rows, channels, job, folded, layer.name)
+        compared += len(rows)
+        if layer.signed:
+            order = np.lexsort((np.broadcast_to(ids[:, None], low.shape), low), axis=0)
+            rows, channels = _first(order, np.full(layer.channels, len(ids)), scan.lowest)
+            lowest = groups.get_group((layer.name, "lowest"))
+            assert lowest["channel"].tolist() == channels.tolist(), layer.name
+            assert lowest["image_id"].tolist() == ids[rows].tolist(), layer.name
+            assert (lowest["value"].to_numpy() == low[rows, channels]).all(), layer.name
     assert compared > 500_000
 
 
