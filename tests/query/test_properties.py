@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class Truth:
     def rows(self, frame: pd.DataFrame) -> NDArray[np.int64]:
         return np.searchsorted(self.ids, frame["image_id"].to_numpy())
 
+    @cached_property
+    def units(self) -> dict[str, list[int]]:
+        """Places of each layer's units."""
+        return {name: [u for u, of in enumerate(self.layer) if of == name] for name in dict.fromkeys(self.layer)}
+
+    @cached_property
     def tail(self) -> NDArray[np.float64]:
         """Share of images with at least each value, [N, U]."""
         ordered = np.sort(self.max, axis=0)
@@ -127,7 +134,7 @@ def test_top_units(places: dict[str, Truth], store: str, image: int, k: int, by:
     layer = t.layer[image % len(t.layer)] if one_layer else None
     units = [u for u in range(len(t.layer)) if layer in (None, t.layer[u])]
     kept = [u for u in units if t.max[row, u] > 0 or t.signed[u]]
-    p, z = t.tail()[row], t.z()[row]
+    p, z = t.tail[row], t.z()[row]
     frame = t.scope.top_units(int(t.ids[row]), k, layer, by, model=t.model)
     found = t.named(frame)
     if store == "large":  # the tail is exact, and what lies beyond it stands by codes
@@ -164,8 +171,8 @@ def test_top_images(places: dict[str, Truth], store: str, unit: int, k: int, of_
     assert [i for i in found if i in order] == [i for i in wanted if i in order]
     if store != "large":
         assert t.max[found, u].tolist() == t.max[wanted, u].tolist() == frame["value"].tolist()
-        assert (frame["tail_p"] == t.tail()[found, u]).all()
-    assert (frame["tail_p"] >= t.tail()[found, u]).all()
+        assert (frame["tail_p"] == t.tail[found, u]).all()
+    assert (frame["tail_p"] >= t.tail[found, u]).all()
 
 
 @exact_stores
@@ -174,7 +181,7 @@ def test_top_images(places: dict[str, Truth], store: str, unit: int, k: int, of_
 def test_both(places: dict[str, Truth], store: str, a: int, b: int, k: int, without: bool) -> None:
     t = places[store]
     u, v = a % len(t.layer), b % len(t.layer)
-    p, q = t.tail()[:, u], t.tail()[:, v]
+    p, q = t.tail[:, u], t.tail[:, v]
     on_a, on_b = ((t.max[:, x] > 0) | t.signed[x] for x in (u, v))
     if without:
         rows = [i for i in range(t.n) if on_a[i] and (not on_b[i] or q[i] > 0.5)]
@@ -284,7 +291,7 @@ def test_units_for_class(places: dict[str, Truth], store: str, label: int, k: in
 def test_image_summary_and_rows(places: dict[str, Truth], store: str, image: int) -> None:
     t = places[store]
     row = image % t.n
-    p, z = t.tail()[row], t.z()[row]
+    p, z = t.tail[row], t.z()[row]
     summary = t.scope.image_summary(int(t.ids[row]), model=t.model)
     whole = t.scope.activations_of(int(t.ids[row]), model=t.model)
     assert t.named(whole) == list(range(len(t.layer)))
@@ -292,7 +299,7 @@ def test_image_summary_and_rows(places: dict[str, Truth], store: str, image: int
     assert whole["tail_p"].tolist() == p.tolist()
     assert summary["layer"].tolist() == list(dict.fromkeys(t.layer))
     for record in summary.itertuples():
-        units = [u for u in range(len(t.layer)) if t.layer[u] == record.layer]
+        units = t.units[record.layer]
         counted = [u for u in units if t.max[row, u] > 0 or t.signed[u]]
         assert (record.units, record.active) == (len(units), (t.max[row, units] > 0).sum())
         assert record.rare == sum(p[u] <= 0.01 for u in counted)
@@ -305,7 +312,7 @@ def test_image_summary_and_rows(places: dict[str, Truth], store: str, image: int
     column = t.scope.activations(t.name(unit))
     assert column["image_id"].tolist() == t.ids.tolist()
     assert column["value"].tolist() == t.max[:, unit].tolist()
-    assert column["tail_p"].tolist() == t.tail()[:, unit].tolist()
+    assert column["tail_p"].tolist() == t.tail[:, unit].tolist()
 
 
 @pytest.mark.parametrize("same", [True, False])
