@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import rehearsals
 
-from pipeline.commands import rehearsal
 from pipeline.commands.plan import Rates, duration
 from pipeline.commands.rehearsal import Costs, Rendering, Seconds, between, of_fold_and_examples, side_by_side
 from pipeline.config import parse_config
@@ -72,8 +72,7 @@ def test_batches_are_planned_as_they_are_padded(tmp_path: Path) -> None:
 
 def test_a_rehearsal_finds_costs_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
-    for name, small in (("FEW", 8), ("MANY", 96), ("WIDE", 64)):
-        monkeypatch.setattr(rehearsal, name, small)
+    rehearsals.shorten(monkeypatch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     found = of_fold_and_examples(_job(tmp_path), 3)
     assert found.value >= 0  # a difference of two times

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support import ROOT
+from support import ROOT, rehearsals
 
 import unitscope
 
@@ -44,6 +44,7 @@ def test_the_two_set_up_commands_are_makefile_targets() -> None:
 @pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("make ")])
 def test_command(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    rehearsals.shorten(monkeypatch)  # of `plan`
     words = shlex.split(line)
     assert words[0] == "unitscope"
     done = CliRunner().invoke(unitscope.cli, words[1:], catch_exceptions=False)
