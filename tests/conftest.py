@@ -34,10 +34,10 @@ os.environ.setdefault(
 WAITING = ("test_slurm.py", "test_ray.py", "test_processes.py")
 # Tests that take much memory. They come first, while a worker has not kept anything yet.
 LARGE = (
-    "test_exact.py",
-    "test_properties.py",
+    "test_exact.py",  # makes the workplace, for which the other worker would wait in test_properties.py
     "test_layers.py",
     "test_surgery.py",
+    "test_properties.py",
     "test_rejected.py",
     "test_stage.py",
     "test_places.py",
