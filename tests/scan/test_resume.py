@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support import ROOT, faults
+
+from unitscope import cli, main
 
 CONFIG = """
 [model]
@@ -39,9 +42,9 @@ def _start(config: Path, store: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def _finish(config: Path, store: Path, *more: str) -> None:
-    process = _start(config, store, *more)
-    _, said = process.communicate()
-    assert process.returncode == 0, said.decode()[-2000:]
+    """Run the command to its end in this process, which has imported what it needs."""
+    done = CliRunner().invoke(cli, ["run", str(config), "--store", str(store), *more], catch_exceptions=False)
+    assert done.exit_code == 0, done.output[-2000:]
 
 
 def _kill_in(stage: str, config: Path, store: Path, after: int = 1) -> None:
@@ -90,10 +93,8 @@ def test_killed_in_scan_fold_and_visualize(config: Path, undisturbed: dict[str, 
     assert digests(store) != undisturbed
     _finish(config, store)
     assert digests(store) == undisturbed
-    done = subprocess.run(
-        [sys.executable, "-m", "unitscope", "verify", str(store)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+    done = CliRunner().invoke(cli, ["verify", str(store)])
+    assert done.exit_code == 0, done.output
     assert "every one as it was committed" in done.stdout
 
 
@@ -108,12 +109,17 @@ def test_shares_and_processes_give_the_same_bytes(config: Path, undisturbed: dic
     assert digests(store) == undisturbed
 
 
-def test_a_share_before_its_stage_is_refused(config: Path, tmp_path: Path) -> None:
-    process = _start(config, tmp_path / "store", "--stage", "fold", "--shard", "0/2")
-    _, said = process.communicate()
-    assert process.returncode == 2
-    assert b"stage index" in said
-    assert said.count(b"\n") == 1
+def test_a_share_before_its_stage_is_refused(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(config), "--store", str(tmp_path / "store"), "--stage", "fold", "--shard", "0/2"]
+    monkeypatch.setattr(sys, "argv", ["unitscope", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capfd.readouterr().err
+    assert stop.value.code == 2
+    assert "stage index" in said
+    assert said.count("\n") == 1
 
 
 def test_leftovers_of_dead_processes_go_and_of_living_ones_stay(tmp_path: Path) -> None:
