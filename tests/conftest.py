@@ -81,7 +81,7 @@ def _resident() -> int:
 def shortened(text: str) -> str:
     """configs/demo.toml with fewer and shorter visualizations."""
     text = re.sub(r"units_per_layer = \d+", "units_per_layer = 2", text)
-    return re.sub(r"steps = \d+", "steps = 16\nbatch = 2", text)
+    return re.sub(r"steps = \d+", "steps = 8\nbatch = 2", text)
 
 
 @pytest.fixture(scope="session")
