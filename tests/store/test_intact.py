@@ -20,10 +20,16 @@ from store.intact import Intact
 from store.publish import Publication
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_store.build(tmp_path_factory.mktemp("intact") / "store").root
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that may be damaged."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = synthetic_store.build(tmp_path / "store").root
+    root = shutil.copytree(built, tmp_path / "store")
     for path in root.rglob("*.parquet"):
         os.utime(path, (1e9, 1e9))  # settled long ago
     return root
