@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from query.presentation import drawing
+from query.presentation.cropping import from_dataset
 from query.presentation.drawing import FAINT, Canvas
 from query.presentation.unit_text import numbers, receptive_field, trust
 from query.questions import unit_column
 from query.questions.unit_record import UnitRecord, unit_record
 from query.record import stored_pictures
 from query.record.dense import Dense
+from query.record.stored_pictures import Example
 from query.record.unit import Unit
 
 MARGIN, GAP, SIDE = 36, 16, 320
@@ -116,14 +119,22 @@ def _right(canvas: Canvas, dense: Dense, unit: Unit, shown: Sequence[_Shown]) ->
 
 def _examples(unit: Unit, rows: pd.DataFrame, direction: str, most: int, title: str) -> _Shown:
     rows = rows.head(most)
+    ids = rows["image_id"].tolist()
     kept = stored_pictures.examples(unit, rows["image_id"].to_numpy(), maps=direction == "highest")
+    kept = [one or _from_dataset(unit, image_id) for one, image_id in zip(kept, ids, strict=True)]
     stored = unit_column.examples(unit, direction, boxes=True).to_pylist()
     boxes = {r["image_id"]: (r["box_y0"], r["box_x0"], r["box_y1"], r["box_x1"]) for r in stored if unit.layer.spatial}
     tiles = [
         drawing.example_tile(example, TILE, boxes.get(image_id), unit.run.input_size)
-        for example, image_id in zip(kept, rows["image_id"].tolist(), strict=True)
+        for example, image_id in zip(kept, ids, strict=True)
     ]
     return _Shown(title, rows, tiles)
+
+
+def _from_dataset(unit: Unit, image_id: int) -> Example | None:
+    """Return an example that the store does not keep, without its map, if the dataset's files are at hand."""
+    image = from_dataset(unit.run, image_id)
+    return Example(np.asarray(image), None) if image else None
 
 
 def _rendered(unit: Unit, record: UnitRecord) -> list[tuple[str, Image.Image]]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from query import live
+from query.record.run_tables import Run
+
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -18,6 +21,14 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _MOST = 50_000_000  # pixels of a resized picture
+
+
+def from_dataset(run: Run, image_id: int) -> Image.Image | None:
+    """Return a picture of the dataset as the network saw it, read from its own file; None if that is not at hand."""
+    image = live.dataset_picture(run, image_id)
+    if image is None:
+        return None
+    return as_seen(image, str(run.rows("models", "preprocessing")["preprocessing"][0].as_py()))
 
 
 def as_seen(image: Image.Image, preprocessing: str) -> Image.Image | None:

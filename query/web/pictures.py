@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from query import live
-from query.presentation.cropping import as_seen
+from query.presentation.cropping import from_dataset
 from query.presentation.drawing import HEAT
 from query.record import stored_pictures
 from query.record.dense import Dense
@@ -52,17 +51,12 @@ def photograph(dense: Dense, image_id: int) -> bytes:
         return stored
 
     def made() -> bytes:
-        image = live.dataset_picture(dense.run, image_id)
-        shown = as_seen(image, preprocessing(dense)) if image else None
+        shown = from_dataset(dense.run, image_id)
         if shown is None:
             raise not_found(f"image {image_id} is not kept in the store, and its file is not at hand")
         return _encoded(shown, "JPEG", 90)
 
     return _cached(dense, f"photograph/{image_id}.jpg", made)
-
-
-def preprocessing(dense: Dense) -> str:
-    return str(dense.run.rows("models", "preprocessing")["preprocessing"][0].as_py())
 
 
 def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> bytes:

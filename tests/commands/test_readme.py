@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from support import ROOT, rehearsals
@@ -41,7 +42,20 @@ def test_the_two_set_up_commands_are_makefile_targets() -> None:
     assert all(re.search(rf"^{target}: ", makefile, re.MULTILINE) for target in made)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("make ")])
+def _serves(line: str) -> bool:
+    """Whether a command runs until it is stopped: tests/web runs these."""
+    return shlex.split(line)[1] in ("serve", "explore")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("make ") and _serves(line)])
+def test_command_that_serves_has_arguments_that_it_takes(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    command = unitscope.cli.get_command(click.Context(unitscope.cli), name)
+    assert command is not None
+    assert command.make_context(name, words).params["browser"]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("make ") and not _serves(line)])
 def test_command(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     rehearsals.shorten(monkeypatch)  # of `plan`
