@@ -55,6 +55,7 @@ class ScanConfig:
 @dataclass(frozen=True)
 class ExamplesConfig:
     count: int = 20
+    quantiles: tuple[float, ...] = ()  # of each unit's values, around which six pictures are kept too
     size: int = 0  # short side of the stored pictures in pixels; 0 = the network's input size
 
 
@@ -195,6 +196,8 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         raise UsageError(f"{where} = {value!r}: expected at least 16")
     if key == ("dataset", "max_bad_fraction") and value > 1:
         raise UsageError(f"{where} = {value!r}: expected a share from 0 to 1")
+    if key == ("examples", "quantiles") and not all(0 <= q <= 1 for q in value):
+        raise UsageError(f"{where} = {value!r}: expected shares from 0 to 1, as in [0.99, 0.9, 0.5]")
     if key[1] == "name" and value and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{,99}", value):
         raise UsageError(
             f"{where} = {value!r}: expected a slug of a-z, 0-9, dot, underscore and hyphen, of at most 100 characters"
@@ -212,6 +215,8 @@ def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
     """Return the keys that change results, by section, sorted. `device` is the device that "auto" was resolved to."""
     sections = asdict(config)
     sections["compute"]["device"] = device
+    if not config.examples.quantiles:  # a key that older runs do not know: without it they can be gone on with
+        del sections["examples"]["quantiles"]
     return {
         name: {key: value for key, value in sorted(section.items()) if (name, key) not in UNHASHED}
         for name, section in sorted(sections.items())

@@ -162,6 +162,8 @@ class Scope:
     ) -> pd.DataFrame:
         """Return k images around each of the 99, 90, 50 and 10 % quantiles of a unit's values.
 
+        A run whose config has `[examples] quantiles` has these instead. Images are chosen by their codes.
+
         Columns: quantile, then those of top_images. rank counts within a quantile.
         """
         k = arguments.count(k)

@@ -16,6 +16,7 @@ they are wider then, and codes that stay empty halve the widest others.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 CODES = 256
 TAIL_MIN_IMAGES = 20  # so many of a unit's strongest images are in `tail`, whatever their tail probability
+QUANTILES, QUANTILE_IMAGES = (0.99, 0.9, 0.5, 0.1), 6  # what the page shows of a unit's range, if no config says other
 TAIL_MAX_P = 0.01  # every value whose tail_p is at most this is in `tail`, exactly
 SAMPLE = 4096  # images in the sample on which a unit is first compared with all others
 _LOWEST = 2.0**-4  # the lowest share of the images, which has steps of its own: one per octave
@@ -101,6 +103,18 @@ def counts_and_means(values: Floats, codes: NDArray[np.uint8]) -> tuple[NDArray[
 def sample(images: int) -> NDArray[np.int64]:
     """Return which of the accepted images are in the store's sample of the record: int64 [n], evenly spread."""
     return np.unique(np.linspace(0, images - 1, min(SAMPLE, images)).astype(np.int64))
+
+
+def around_quantiles(code: NDArray[np.uint8], quantiles: Sequence[float], k: int) -> NDArray[np.int64]:
+    """Return which images lie around quantiles of a unit: int64 [quantiles, k] of positions in `code`, [images].
+
+    Images are in the order (code falling, position), and the k in the middle of which a quantile lies are returned, or
+    all if there are fewer. The codes alone decide, so that the pipeline keeps the pictures that a question names.
+    """
+    k = min(k, len(code))
+    order = np.argsort(255 - code, kind="stable")
+    starts = [min(max(round((1 - q) * (len(code) - 1)) - k // 2, 0), len(code) - k) for q in quantiles]
+    return np.stack([order[start : start + k] for start in starts]).astype(np.int64)
 
 
 def moments(counts: NDArray[np.int64], means: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -8,6 +8,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from pipeline.job import Expected, Job, Shard, Stage, Work
 from pipeline.runtime.ordered_map import ordered_map
 from pipeline.runtime.timing import timed, timed_iter
 from pipeline.scan.measurer import folded_network
-from store import hdf5, layout, parquet
+from store import codes, hdf5, layout, parquet
 from store.commits import Record
 from store.hdf5 import Array
 
@@ -69,7 +70,35 @@ def _wanted(job: Job) -> Wanted:
     maps = np.flatnonzero(near & is_high)
     maps = maps[np.lexsort((layers[maps], ids[maps]))]
     channel = table["channel"].to_numpy().astype(np.int64)
-    return Wanted(ids[maps], layers[maps], channel[maps], rank[maps] - 1, np.unique(ids[near]), len(job.spec.layers))
+    pictures = (
+        np.union1d(ids[near], _around_quantiles(job)) if job.spec.config.examples.quantiles else np.unique(ids[near])
+    )
+    return Wanted(ids[maps], layers[maps], channel[maps], rank[maps] - 1, pictures, len(job.spec.layers))
+
+
+_found_around: dict[tuple[Path, str], NDArray[np.int64]] = {}  # by store and fingerprint: every shard asks
+
+
+def _around_quantiles(job: Job) -> NDArray[np.int64]:
+    """Return the images around the quantiles of every unit, rising, as the question `quantile_images` chooses them."""
+    key = (job.store.root, job.spec.fingerprint)
+    if key not in _found_around:
+        accepted = np.sort(job.dataset.readable)
+        late = job.store.root / layout.table(job.store.run, "rejected_images")
+        if late.exists():
+            accepted = np.setdiff1d(accepted, parquet.read(late, ["image_id"])["image_id"].to_numpy())
+        wanted = np.zeros(len(job.dataset.images), np.bool_)
+        for layer in job.spec.layers:
+            with hdf5.reading(job.store.root / layout.codes_by_unit(job.store.run, layer.name)) as file:
+                stored = hdf5.dataset(file, "max")
+                for channel in range(layer.channels):
+                    chosen = codes.around_quantiles(
+                        stored[channel][accepted], job.spec.config.examples.quantiles, codes.QUANTILE_IMAGES
+                    )
+                    wanted[accepted[chosen.ravel()]] = True
+        _found_around.clear()
+        _found_around[key] = np.flatnonzero(wanted)
+    return _found_around[key]
 
 
 def _phases(job: Job) -> list[list[Shard]]:
@@ -212,7 +241,9 @@ def _split(offsets: NDArray[np.int64], flat: NDArray[np.uint8]) -> list[bytes]:
 
 def _images_planned(job: Job) -> int:
     """Return the largest number of distinct images that the examples of all units can have."""
-    return min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * job.spec.config.examples.count)
+    examples = job.spec.config.examples
+    each = examples.count + len(examples.quantiles) * codes.QUANTILE_IMAGES
+    return min(len(job.dataset.entries), int(job.spec.units.offsets[-1]) * each)
 
 
 def _expected(job: Job) -> Expected:

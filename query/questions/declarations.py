@@ -151,7 +151,8 @@ QUESTIONS: tuple[Question, ...] = (
         parameters=(_UNIT, _k(8), *_RUN),
         columns={"quantile": "DOUBLE"} | _RANK | _IMAGE_COLUMNS | _VALUE | _POSITION | _N,
         about="Images at quantiles of a unit's values, from almost the highest to the low ones.",
-        detail="k images each around the 99, 90, 50 and 10 % quantile, because a unit is more than its extremes.",
+        detail="k images each around the 99, 90, 50 and 10 % quantile (or those of `[examples] quantiles` in the run's "
+        "config), because a unit is more than its extremes.",
         examples=("unitscope ask stores/demo quantile-images blocks.5.2.bn1:3 -k 4",),
         macros=(Macro("quantile_images", _SQL_UNIT | _SQL_K | _SQL_RUN, optional=_OPTIONAL),),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,18 @@ class Run:
         """Height and width of the network's input in pixels."""
         (row,) = self.rows("models", "input_height, input_width").to_pylist()
         return row["input_height"], row["input_width"]
+
+    @functools.cached_property
+    def quantiles(self) -> tuple[float, ...]:
+        """The quantiles around which the run keeps pictures of every unit; empty if its config asks for none."""
+        if self.files.config is None:
+            return ()
+        try:
+            asked = tomllib.loads(self.files.config.read_text(encoding="utf-8"))["examples"]["quantiles"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+        whole = isinstance(asked, list) and all(isinstance(q, float) and 0 <= q <= 1 for q in asked)
+        return tuple(asked) if whole else ()
 
     @functools.cached_property
     def edges(self) -> tuple[tuple[str, str], ...]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import synthetic_store
 from support.synthetic_store import LAYERS, Synthetic
 
 import query
+from pipeline import driver
+from pipeline.config import parse_config
+from pipeline.job import Job
 from query.presentation import drawing
 from query.presentation.contact_sheet import MARGIN
 from query.record import stored_pictures
 from query.record.stored_pictures import Example
 from query.scope import Scope
+from query.sql.database import Limits
+from store import codes
 from store.errors import UsageError
 
 
@@ -88,3 +95,34 @@ def test_visualization_files_must_be_recorded(tmp_path_factory: pytest.TempPathF
     made = synthetic_store.build(tmp_path_factory.mktemp("gone") / "store", stages=3)
     with query.open(made.root) as scope, pytest.raises(UsageError, match="has no visualizations"):
         scope.visualization("block.0.add:1")
+
+
+def test_a_run_keeps_pictures_around_quantiles_that_its_config_asks_for(tmp_path: Path) -> None:
+    """With few examples and quantiles, every picture of `quantile_images` is kept; without them, some are not."""
+    (tmp_path / "photographs").mkdir()
+    chance = np.random.default_rng(3)
+    for number in range(60):
+        pixels = chance.integers(0, 256, (12, 12, 3), np.uint8)
+        Image.fromarray(pixels).resize((64, 64)).save(tmp_path / "photographs" / f"{number:02d}.png")
+    (tmp_path / "photographs" / "07.png").write_bytes(b"no picture")
+    kept = {}
+    for name, quantiles in (("with", [0.9, 0.25]), ("without", [])):
+        body = {
+            "model": {"source": "python:support.plain_network:plain", "weights": "random:0"},
+            "dataset": {"source": f"folder:{tmp_path / 'photographs'}", "name": "photographs", "max_bad_fraction": 0.1},
+            "examples": {"count": 1, **({"quantiles": quantiles} if quantiles else {})},
+            "scan": {"topk": 3},
+        }
+        job = Job(parse_config(body, "test"), tmp_path / name, progress=False)
+        driver.run(job, ("index", "calibrate", "scan", "fold", "examples"))
+        with query.open(tmp_path / name, limits=Limits(isolated=False)) as scope:
+            (dense,) = scope.records.values()
+            known = set(dense.kept_pictures[0].tolist())
+            layer = dense.run.layers[0]
+            asked = set()
+            for channel in range(layer.channels):
+                found = scope.quantile_images(f"{layer.name}:{channel}", 6)
+                assert list(dict.fromkeys(found["quantile"])) == (quantiles or list(codes.QUANTILES))
+                asked |= set(found["image_id"])
+            kept[name] = asked <= known
+    assert kept == {"with": True, "without": False}

@@ -17,8 +17,9 @@ from query.record.run_tables import Layer
 from query.record.unit import Unit
 from query.web.answers import facts
 from query.web.answers.panel import Answer, Lines, objects, panel, plain_rows, text
+from store.codes import QUANTILE_IMAGES
 
-NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, 6, 6, 8, 4, 24
+NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, QUANTILE_IMAGES, 6, 8, 4, 24
 _VISUALIZATIONS = (
     "kind", "direction", "repeat", "size", "steps", "objective", "value", "value_vs_best_example", "rank_in_layer",
     "beats_median",
