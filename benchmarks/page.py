@@ -100,8 +100,9 @@ def in_the_browser(address: str, path: str, rounds: int, cache: Path, report: Re
             received = [0.0]
             network.on("Network.loadingFinished", lambda e, received=received: received.append(e["encodedDataLength"]))
             page.goto(f"http://{address}{path}", wait_until="commit")
-            page.wait_for_function("window.firstTile")
-            first.append(page.evaluate("firstTile") / 1e3)
+            while not (shown := page.evaluate("window.firstTile || 0")):
+                page.wait_for_timeout(20)
+            first.append(shown / 1e3)
             page.wait_for_load_state("networkidle")
             sizes.append(sum(received))
             began = page.evaluate("performance.now()")
@@ -267,6 +268,7 @@ def main(store: Path | None, quick: bool, json_file: str | None) -> None:
         site = Site(root)
         name, dense = next(iter(site.scope.records.items()))
         widest = max((layer for layer in dense.run.layers if layer.spatial), key=lambda layer: layer.channels)
+        report.notes.append(f"{name}: {dense.run.units:,} units, {dense.run.n:,} photographs; {widest.name}")
         site.close()
         cache = folder / "cache"
         with served(root, cache) as (address, _):
@@ -276,9 +278,6 @@ def main(store: Path | None, quick: bool, json_file: str | None) -> None:
                 report.notes.append("there is no Chromium here: what a browser shows was not measured")
             on_the_server(address, root, 8 if quick else 100, report)
             with_readers(address, root, 5 if quick else SECONDS, report)
-        report.notes.append(
-            f"store: {dense.run.name}, {dense.run.units:,} units, {dense.run.n:,} photographs; {widest.name}"
-        )
     finally:
         shutil.rmtree(folder)
     raise SystemExit(report.finish(PACKAGES, f"0; photographs: {photographs()[1]}", json_file))

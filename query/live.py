@@ -98,13 +98,34 @@ class Probe:
         with the value's own code are counted by where they lie on average (`store.codes.images_reaching`), all others
         exactly.
         """
-        measured = self._measured(self.pixels(picture))
+        return self._row(self._measured(self.pixels(picture))).take(units)
+
+    def answer(self, pixels: NDArray[np.uint8]) -> tuple[ImageRow, list[dict[str, Any]]]:
+        """Measure a picture, uint8 [channels, H, W], on all units, and return its predictions too.
+
+        Those are the five likeliest classes as the table `predictions` has them, without image_id. There are none if
+        the run's layers do not include the network's output.
+        """
+        from pipeline.stages.scan import top_predictions
+
+        measured = self._measured(pixels)
+        if measured.logits is None:
+            return self._row(measured), []
+        classes, probabilities = top_predictions(measured.logits[:1])
+        labels = self._model.labels or ()
+        rows = zip(classes[0].tolist(), probabilities[0].tolist(), strict=True)
+        return self._row(measured), [
+            {"rank": rank, "class_index": c, "label": labels[c] if c < len(labels) else None, "probability": p}
+            for rank, (c, p) in enumerate(rows, 1)
+        ]
+
+    def _row(self, measured: BatchStatistics) -> ImageRow:
+        """Return the first picture of a batch on all units."""
         value, mean, flat = measured.max[0].copy(), measured.mean[0].copy(), measured.argmax[0]
         widths = np.concatenate([np.full(layer.channels, layer.width, np.int32) for layer in self.run.layers])
         spatial = np.concatenate([np.full(layer.channels, layer.spatial) for layer in self.run.layers])
         y, x = (np.where(spatial, at, -1).astype(np.int32) for at in (flat // widths, flat % widths))
-        row = ImageRow(np.arange(self.run.units), value, mean, self._tail_p(value), y, x, self.run.n)
-        return row.take(units)
+        return ImageRow(np.arange(self.run.units), value, mean, self._tail_p(value), y, x, self.run.n)
 
     def pixels(self, picture: Path | Image.Image) -> NDArray[np.uint8]:
         """Return a picture as the network sees it: uint8 [channels, height, width]."""
@@ -117,24 +138,6 @@ class Probe:
         image = image.convert("L" if p.channels == 1 else "RGB").resize((p.width, p.height))
         pixels = np.asarray(image).reshape(p.height, p.width, p.channels).transpose(2, 0, 1)
         return np.ascontiguousarray(pixels)
-
-    def predictions(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
-        """Return the five likeliest classes of a picture as the table `predictions` has them, without image_id.
-
-        Empty if the run's layers do not include the network's output.
-        """
-        from pipeline.stages.scan import top_predictions
-
-        logits = self._measured(pixels).logits
-        if logits is None:
-            return []
-        classes, probabilities = top_predictions(logits[:1])
-        labels = self._model.labels or ()
-        rows = zip(classes[0].tolist(), probabilities[0].tolist(), strict=True)
-        return [
-            {"rank": rank, "class_index": c, "label": labels[c] if c < len(labels) else None, "probability": p}
-            for rank, (c, p) in enumerate(rows, 1)
-        ]
 
     def maps(self, pixels: NDArray[np.uint8], layer: str) -> NDArray[np.float32]:
         """Return the activation maps of one layer on a picture, uint8 [channels, H, W]: float32 [C, h, w].

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from store.codes import CODES
 _AT_ONCE = 16 << 20  # codes of a layer that are read together
 _OPEN_FILES = 64
 
+T = TypeVar("T")
+
 
 class Dense:
     """The dense record of one run.
@@ -27,8 +30,16 @@ class Dense:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._books: dict[tuple[str, Statistic], Codebook] = {}
+        self._remembered: dict[Hashable, Any] = {}
         self._open = functools.lru_cache(_OPEN_FILES)(hdf5.opened)
         self._datasets = functools.lru_cache(4 * _OPEN_FILES)(lambda path, name: hdf5.dataset(self._open(path), name))
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gave when it was first called with this key. It is kept as long as this record."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        kept: T = self._remembered[key]
+        return kept
 
     def book(self, layer: Layer, statistic: Statistic) -> Codebook:
         key = (layer.name, statistic)

@@ -40,7 +40,7 @@ class Lookup:
         groups = np.flatnonzero(
             np.logical_and.reduce([_may_hold(self._bounds[name], value) for name, value in key.items()])
         )
-        table = self._read(groups, list(dict.fromkeys([*columns, *key])))
+        table = self._recent(tuple(groups.tolist()), tuple(dict.fromkeys([*columns, *key])))
         kept = np.logical_and.reduce([_equal(table[name], value) for name, value in key.items()])
         if len(kept) == 0 or not kept.any():
             return table.slice(0, 0).select(columns)
@@ -79,6 +79,10 @@ class Lookup:
     @functools.cached_property
     def _bounds(self) -> _Bounds:
         return _Bounds(self._file.metadata, self._columns)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - a page asks several times for rows of one unit
+    def _recent(self, groups: tuple[int, ...], columns: tuple[str, ...]) -> pa.Table:
+        return self._read(np.array(groups, np.intp), list(columns))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a file lives as long as its scope
     def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:

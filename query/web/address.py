@@ -66,12 +66,12 @@ def visualization(run_name: str, row: Mapping[str, object]) -> str:
 
 def tile(run_name: str, layer_name: str, number: int) -> str:
     """Return the address of the tile with 64 units of a layer, from unit 64 * number on."""
-    return file(run_name, layer_name, "-", "tiles", f"{number}.webp")
+    return file(run_name, layer_name, "-", "tiles", f"{number}.jpg")
 
 
 def thumbnail(run_name: str, layer_name: str, channel: int) -> str:
     """Return the address of one unit's small picture: the same as in its tile."""
-    return file(run_name, layer_name, channel, "-", "thumbnail.webp")
+    return file(run_name, layer_name, channel, "-", "thumbnail.jpg")
 
 
 def stored_map(run_name: str, layer_name: str, channel: int, rank: int) -> str:

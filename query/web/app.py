@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ class Application:
         self.site = Site(root, model_code)
         self.models = ModelRuns(model_code)
         self.pages = Pages(self.site)
+        self._ahead = ThreadPoolExecutor(1)
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
         kinds = (
             _Kind("/", lambda _: runs_page(self.site), "runs.html"),
@@ -87,8 +89,8 @@ class Application:
             Route("/{run}/-/drop/", self._drop, methods=["POST"]),
             Route("/{run}/-/photograph/{name}.jpg", self._photograph),
             Route("/{run}/-/map/{picture}/{layer}/{channel}.png", self._live_map),
-            Route("/{run}/{layer}/-/tiles/{number}.webp", self._tile),
-            Route("/{run}/{layer}/{channel}/-/thumbnail.webp", self._thumbnail),
+            Route("/{run}/{layer}/-/tiles/{number}.jpg", self._tile),
+            Route("/{run}/{layer}/{channel}/-/thumbnail.jpg", self._thumbnail),
             Route("/{run}/{layer}/{channel}/-/maps/{rank}.png", self._stored_map),
             Route("/{run}/{layer}/{channel}/-/visualization/{name}.webp", self._visualization),
         ]
@@ -103,6 +105,7 @@ class Application:
         )
 
     def close(self) -> None:
+        self._ahead.shutdown(cancel_futures=True)
         self.site.close()
 
     # Pages
@@ -136,6 +139,8 @@ class Application:
 
     def _layer(self, request: Request) -> Answer:
         dense, layer = self.site.layer(request.path_params["run"], request.path_params["layer"])
+        if not request.query_params:  # the first tile is made while the page is
+            self._ahead.submit(pictures.tile, dense, layer, 0)
         return layer_page(dense, layer, request.query_params)
 
     def _unit(self, request: Request) -> Answer:
@@ -223,7 +228,7 @@ class Application:
 
         def made() -> Response:
             data = pictures.tile(*self.site.layer(p["run"], p["layer"]), _whole(p["number"], "tile"))
-            return _picture(data, "image/webp", request)
+            return _picture(data, "image/jpeg", request)
 
         return await self._answered(request, made, "pictures")
 
@@ -233,7 +238,7 @@ class Application:
         def made() -> Response:
             besides = whole(request.query_params.get("besides", ""))
             data = pictures.thumbnail(*self.site.unit(p["run"], p["layer"], p["channel"]), besides)
-            return _picture(data, "image/webp", request)
+            return _picture(data, "image/jpeg", request)
 
         return await self._answered(request, made, "pictures")
 

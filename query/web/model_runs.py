@@ -92,10 +92,8 @@ class ModelRuns:
                 raise PageError(415, f"{error}: drop a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from error
             probe = scope.probe(run)
             pixels = probe.pixels(image)
-            found = Dropped(
-                sha256, _jpeg(pixels), pixels, probe.row(image, np.arange(run.units)), probe.predictions(pixels),
-                image.size,
-            )  # fmt: skip
+            row, predictions = probe.answer(pixels)
+            found = Dropped(sha256, _jpeg(pixels), pixels, row, predictions, image.size)
         with self._lock:
             self._dropped[run.name, sha256] = found
             while len(self._dropped) > KEPT:

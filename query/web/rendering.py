@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ class Pages:
         if run not in records:
             return lambda _: ""
         dense = records[run]
-        known = set(dense.kept_pictures[0].tolist())
+        known = dense.remember("kept pictures", lambda: frozenset(dense.kept_pictures[0].tolist()))
         at_hand = files_at_hand(dense)
 
         def photo(image_id: int) -> str:
@@ -85,13 +84,16 @@ class Pages:
         return photo
 
 
-@functools.lru_cache(maxsize=16)
 def files_at_hand(dense: Dense) -> bool:
     """Return whether the dataset's own files can be read here, as the first picture shows."""
-    try:
-        return live.dataset_picture(dense.run, int(dense.run.images.all[0])) is not None
-    except UsageError:
-        return False
+
+    def readable() -> bool:
+        try:
+            return live.dataset_picture(dense.run, int(dense.run.images.all[0])) is not None
+        except UsageError:
+            return False
+
+    return dense.remember("files at hand", readable)
 
 
 def grouped(rows: Sequence[Answer], key: str) -> list[tuple[Any, list[Answer]]]:

@@ -24,7 +24,7 @@ TRAVERSALS = [
 PLACES = [
     "/{}/", "/{run}/{}/", "/{run}/stem.relu/{}/", "/{run}/-/image/{}/", "/{run}/-/class/{}/", "/{run}/-/drop/{}/",
     "/{run}/-/photograph/{}.jpg", "/{run}/-/map/{}/stem.relu/0.png", "/{run}/-/map/0/{}/0.png",
-    "/{run}/-/map/0/stem.relu/{}.png", "/{run}/stem.relu/-/tiles/{}.webp", "/{run}/stem.relu/0/-/maps/{}.png",
+    "/{run}/-/map/0/stem.relu/{}.png", "/{run}/stem.relu/-/tiles/{}.jpg", "/{run}/stem.relu/0/-/maps/{}.png",
     "/{run}/stem.relu/0/-/visualization/{}.webp", "/{run}/{}/-/peek/", "/-/static/x/{}", "/-/api/{}/index.json",
     "/-/search/?q={}", "/-/search/?run={}", "/{run}/?layer={}", "/{run}/?open={}", "/{run}/stem.relu/?sort={}",
     "/{run}/stem.relu/?show={}", "/{run}/stem.relu/?class={}", "/{run}/stem.relu/?image={}",
