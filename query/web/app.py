@@ -115,7 +115,10 @@ class Application:
             answer = kind.answer(request)
             if answer.get("jump"):
                 return RedirectResponse(answer["jump"], 303)
-            return Response(self.pages.html(kind.template, answer, request.url.path), media_type="text/html")
+            html = self.pages.html(kind.template, answer, request.url.path)
+            beside = address.with_query("index.json", **dict(request.query_params))
+            link = f'<{beside}>; rel="alternate"; type="application/json"'
+            return Response(html, media_type="text/html", headers={"link": link})
 
         return await self._answered(request, made, _work(request))
 

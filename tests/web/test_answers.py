@@ -25,7 +25,8 @@ UNITS = [
 PAGES = [
     "", "-/image/4/", "-/image/4/?layer=blocks.5.2.bn1", "-/class/251/", "blocks.5.2.bn1/",
     "blocks.5.2.bn1/?sort=maximum&show=living", "blocks.5.2.bn1/?class=dalmatian", "blocks.5.2.bn1/?image=4",
-    "blocks.5.2.bn1/?show=rendered&sort=fraction_active", "blocks.5.2.bn1/?show=clipped", "blocks.5.2.bn1/?show=dead",
+    "blocks.5.2.bn1/?show=rendered&sort=fraction_active", "blocks.5.2.bn1/?sort=trust",
+    "blocks.5.2.bn1/?show=clipped", "blocks.5.2.bn1/?show=dead",
     *(f"{layer}/{channel}/" for layer, channel in UNITS), "blocks.5.2.bn1/3/?from=1&to=2",
 ]  # fmt: skip
 
@@ -59,6 +60,7 @@ def test_a_page_and_its_json_say_the_same(demo_page: DemoPage) -> None:
     assert f'href="/{demo_page.run}/blocks.5.2.bn1/3/index.json"' in text
     for row in answer["panels"]["highest"]["rows"]:
         assert f"/-/image/{row['image_id']}/" in text
+    assert headers["link"] == '<index.json>; rel="alternate"; type="application/json"'
     assert "content-security-policy" in headers
 
 

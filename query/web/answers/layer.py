@@ -23,6 +23,7 @@ SORTS = {
     "max_mean": "mean of the largest values",
     "fraction_active": "share of positions above zero",
     "selectivity": "class selectivity",
+    "trust": "trust in its visualization",
     "auc": "how well it tells the class",
     "tail_p": "rarity on the picture",
 }
@@ -64,6 +65,7 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
         "feeds": [one.name for one in fed],
         "counts": {state: state_list.count(state) for state in facts.STATES},
         "rendered": int(columns["rendered"].sum()),
+        "choices": {"sort": SORTS, "show": SHOWN},
         "choice": {"sort": sort, "show": show, "class": of_class, "image": image},
         "distribution": facts.counts(columns["max_mean"]),
         "panels": {"units": panel("Units", "", plain_rows(rows), _sql(sql, sort, show))},
@@ -82,6 +84,13 @@ def _columns(
     columns["rendered"] = _rendered(run, layer)
     names = ["u.channel", *(f"u.{name}" for name in _COLUMNS)]
     joins = "FROM units u"
+    if run.has("visualizations"):
+        columns["trust"] = _trust(run, layer)
+        names.append("v.value_vs_best_example AS trust")
+        joins += (
+            "\nLEFT JOIN visualizations v ON v.model = u.model AND v.dataset = u.dataset AND v.layer = u.layer "
+            "AND v.channel = u.channel AND v.kind = 'channel' AND v.direction = 'positive' AND v.repeat = 0"
+        )
     if of_class:
         found = resolve.find_class(run, of_class)
         stats = run.recorded("class_stats_by_class", layout.class_stats_by_class(run.name)).rows(
@@ -125,6 +134,13 @@ def _rendered(run: Run, layer: Layer) -> NDArray[np.bool_]:
     return rendered
 
 
+def _trust(run: Run, layer: Layer) -> NDArray[np.float32]:
+    """Return the value of each unit's own visualization against its best photograph, float32 [C]; NaN if unknown."""
+    key: dict[str, str | int] = {"layer": layer.name, "kind": "channel", "direction": "positive", "repeat": 0}
+    table = run.lookup(run.only("visualizations")).rows(("channel", "value_vs_best_example"), key)
+    return _spread(layer, table["channel"].to_numpy(), table["value_vs_best_example"].to_numpy(zero_copy_only=False))
+
+
 def _spread(layer: Layer, channels: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.float32]:
     whole = np.full(layer.channels, np.nan, np.float32)
     whole[channels] = values
@@ -156,8 +172,8 @@ def _row(columns: dict[str, NDArray[Any]], states: Mapping[int, str], channel: i
 def _sql(parts: tuple[str, list[str]], sort: str, show: str) -> str:
     """Return the query of the rows, without the column `rendered`."""
     joined, names = parts
-    column = {"auc": "s.auc", "tail_p": "i.tail_p"}.get(sort, f"u.{sort}")
-    known = column in names
+    column = {"auc": "s.auc", "tail_p": "i.tail_p", "trust": "trust"}.get(sort, f"u.{sort}")
+    known = column in names or (sort == "trust" and any(name.endswith(" AS trust") for name in names))
     order = f"{column} {'' if sort == 'tail_p' else 'DESC '}NULLS LAST, u.channel" if known else "u.channel"
     if sort == "channel":
         order = "u.channel"
