@@ -109,7 +109,7 @@ def find_image(runs: Sequence[Run], image: ImageName, files: bool = True) -> tup
         return run, _accepted(run, found)
     if files and os.path.isfile(text):
         return the_one(runs, f"image {text}"), Path(text)
-    raise _unknown_image(runs, text)
+    raise _unknown_image(runs, text, files)
 
 
 def find_images(run: Run, images: ClassName | Sequence[ImageName]) -> NDArray[np.int64]:
@@ -138,6 +138,8 @@ def find_class(run: Run, name: ClassName) -> DatasetClass:
         row = bisect.bisect_left(classes, index, key=lambda c: c.index)
         matches = [c for c in classes[row : row + 1] if c.index == index]
     else:
+        matches = []
+    if not matches:  # a label can be a number too
         matches = [c for c in classes if c.synset == text or c.label.casefold() == text.casefold()]
     if not matches:
         raise unknown("class", text, [c.label for c in classes])
@@ -172,7 +174,7 @@ def _by_path(run: Run, text: str) -> int | None:
     return int(ending["image_id"][0].as_py()) if paths else None
 
 
-def _unknown_image(runs: Sequence[Run], text: str) -> UsageError:
+def _unknown_image(runs: Sequence[Run], text: str, files: bool) -> UsageError:
     """Return the error that suggests the nearest file names, by edit distance.
 
     DuckDB finds them, so that the paths of a large dataset do not all come into Python.
@@ -182,4 +184,5 @@ def _unknown_image(runs: Sequence[Run], text: str) -> UsageError:
         closest = "ORDER BY levenshtein(parse_filename(path), parse_filename(?)), image_id LIMIT 3"
         near |= dict.fromkeys(run.rows("images", "path", parameters=[text], last=closest)["path"].to_pylist())
     hint = did_you_mean(text, near) or f"the nearest paths are {', '.join(list(near)[:3])}"
-    return UsageError(f"image {shortened(text)!r} is no image_id, no path in the dataset and no file on disk: {hint}")
+    nowhere = "no path in the dataset and no file on disk" if files else "and no path in the dataset"
+    return UsageError(f"image {shortened(text)!r} is no image_id, {nowhere}: {hint}")

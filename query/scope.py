@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -67,9 +69,12 @@ class Scope:
         self._database = Database(self.catalog, limits)
         self._worker = SqlWorker(self.path, limits, model_code) if limits.isolated else None
         self._dense = {r.name: Dense(Run(r, self.catalog, self._database)) for r in self.catalog.runs}
-        macros.register(self._database.connection, self, self._database.expired)
+        # The connection keeps what it is given in a circle that Python cannot see: nothing may lead back to it.
+        expired = weakref.WeakMethod(self._database.expired)
+        macros.register(self._database.connection, self, lambda: bool((asked := expired()) and asked()))
         self._database.lock()
         self._probes: dict[str, Probe] = {}
+        self._opening = threading.Lock()
 
     def sql(self, query: str, parameters: Sequence[Any] | None = None) -> Result:
         """Run one SELECT over the views and macros, which docs/sql.md lists. Each `?` takes one of `parameters`."""
@@ -397,7 +402,8 @@ class Scope:
     def take_models_of(self, other: Scope) -> None:
         """Take over the models that another scope of the same store has opened."""
         for name, probe in other._probes.items():
-            if name in self._dense and self._dense[name].run.has("layers"):
+            run = self._dense[name].run if name in self._dense else None
+            if run is not None and run.has("layers") and run.fingerprint == probe.run.fingerprint:
                 self._probes[name] = probe
 
     def most_images(self) -> int:
@@ -436,6 +442,7 @@ class Scope:
     def _probe(self, run: Run) -> Probe:
         from query.live import Probe
 
-        if run.name not in self._probes:
-            self._probes[run.name] = Probe(self._dense[run.name], self._model_code)
-        return self._probes[run.name]
+        with self._opening:
+            if run.name not in self._probes:
+                self._probes[run.name] = Probe(self._dense[run.name], self._model_code)
+            return self._probes[run.name]

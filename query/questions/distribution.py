@@ -53,7 +53,9 @@ def images_between(dense: Dense, unit: Unit, low: float, high: float, k: int) ->
     code = dense.unit(unit.layer, unit.channel, "max")
     ids = np.flatnonzero((code >= first) & (code <= last) & unit.run.images.accepted)
     column = column_of_codes(dense, unit, ids, code[ids], slice(None))
-    column = column.take(np.flatnonzero((column.value >= np.float32(low)) & (column.value <= np.float32(high))))
+    column = column.take(
+        np.flatnonzero((column.value.astype(np.float64) >= low) & (column.value.astype(np.float64) <= high))
+    )
     return _frame(unit, column.take(_falling(column)[:k]))
 
 

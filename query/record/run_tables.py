@@ -248,6 +248,11 @@ class Run:
         return row["input_height"], row["input_width"]
 
     @functools.cached_property
+    def fingerprint(self) -> str:
+        """What says that two runs have the same results."""
+        return str(self.rows("runs", "fingerprint")["fingerprint"][0].as_py())
+
+    @functools.cached_property
     def quantiles(self) -> tuple[float, ...]:
         """The quantiles around which the run keeps pictures of every unit; empty if its config asks for none."""
         if self.files.config is None:
@@ -256,8 +261,8 @@ class Run:
             asked = tomllib.loads(self.files.config.read_text(encoding="utf-8"))["examples"]["quantiles"]
         except (OSError, ValueError, KeyError, TypeError):
             return ()
-        whole = isinstance(asked, list) and all(isinstance(q, float) and 0 <= q <= 1 for q in asked)
-        return tuple(asked) if whole else ()
+        whole = isinstance(asked, list) and all(isinstance(q, (int, float)) and 0 <= q <= 1 for q in asked)
+        return tuple(float(q) for q in asked) if whole else ()
 
     @functools.cached_property
     def edges(self) -> tuple[tuple[str, str], ...]:

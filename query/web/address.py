@@ -18,7 +18,7 @@ def file(*parts: object) -> str:
     return path(*parts)[:-1]
 
 
-def with_query(address: str, **query: object) -> str:
+def with_query(address: str, /, **query: object) -> str:
     """Return an address with a query string; values that are empty or None are left out."""
     given = {name: value for name, value in query.items() if value not in (None, "")}
     return f"{address}?{urlencode(given)}" if given else address

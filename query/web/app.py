@@ -36,7 +36,7 @@ from query.web.answers.panel import Answer
 from query.web.answers.runs import runs_page
 from query.web.answers.search import search_page
 from query.web.answers.unit import unit_page
-from query.web.errors import PageError, not_found
+from query.web.errors import PageError, busy, not_found
 from query.web.model_runs import LARGEST, WAITING, ModelRuns
 from query.web.rendering import Pages
 from query.web.safety import Safe
@@ -45,7 +45,7 @@ from query.web.static_files import static_file
 from store.errors import UsageError, printable
 
 FOREVER = "public, max-age=31536000, immutable"
-UPLOAD_SECONDS = 30.0
+UPLOAD_SECONDS, UPLOADS = 30.0, 4  # of one upload, and how many are in memory at once
 # How many answers of each kind are worked on at once: a slow kind delays no other.
 AT_ONCE = {"pages": 6, "pictures": 4, "questions": 2, "models": WAITING + 1}
 
@@ -68,6 +68,7 @@ class Application:
         self.site = Site(root, model_code)
         self.models = ModelRuns(model_code)
         self.pages = Pages(self.site)
+        self._uploads = asyncio.Semaphore(UPLOADS)
         self._ahead = ThreadPoolExecutor(1)
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
         kinds = (
@@ -98,11 +99,12 @@ class Application:
             routes.append(Route(kind.path, partial(self._page, kind)))
             routes.append(Route(f"{kind.path}index.json", partial(self._json, kind)))
         self.routes = [kind.path for kind in kinds]
-        self.app = Starlette(
+        application = Starlette(
             routes=routes,
-            middleware=[Middleware(Safe, host=host), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)],
+            middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)],
             exception_handlers={HTTPException: self._http_error, UsageError: self._error, Exception: self._error},
         )
+        self.app = Safe(application, host)  # outermost: what goes wrong inside leaves with its headers too
 
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)
@@ -187,11 +189,12 @@ class Application:
         chosen = self._chosen(request)
         place = None
         if chosen and across is not None and down is not None and 0 <= across <= 1 and 0 <= down <= 1:
-            if not chosen.spatial:
+            if not chosen.spatial or chosen.positions == 1:
                 raise not_found(f"the positions of layer {chosen.name} are no places of the picture: choose another")
             maps = self.models.maps(self.site.scope, dense, picture, chosen)
             place = image_answers.position(dense, chosen, maps, across, down) | {"across": across, "down": down}
-        return {"runs_here": not reason, "why_not": reason, "place": place}
+        clickable = not reason and chosen is not None and chosen.spatial and chosen.positions > 1
+        return {"clickable": clickable, "runs_here": not reason, "why_not": reason, "place": place}
 
     def _class(self, request: Request) -> Answer:
         dense = self.site.record(request.path_params["run"])
@@ -221,8 +224,8 @@ class Application:
         def made() -> Response:
             dense, name = self.site.record(p["run"]), p["name"]
             if len(name) == 64:
-                return _picture(self.models.dropped(dense.run, name).jpeg, "image/jpeg", request)
-            return _picture(pictures.photograph(dense, _whole(name, "image")), "image/jpeg", request)
+                return self._picture(self.models.dropped(dense.run, name).jpeg, "image/jpeg", request)
+            return self._picture(pictures.photograph(dense, _whole(name, "image")), "image/jpeg", request)
 
         return await self._answered(request, made, "pictures")
 
@@ -231,7 +234,7 @@ class Application:
 
         def made() -> Response:
             data = pictures.tile(*self.site.layer(p["run"], p["layer"]), _whole(p["number"], "tile"))
-            return _picture(data, "image/jpeg", request)
+            return self._picture(data, "image/jpeg", request)
 
         return await self._answered(request, made, "pictures")
 
@@ -241,7 +244,7 @@ class Application:
         def made() -> Response:
             besides = whole(request.query_params.get("besides", ""))
             data = pictures.thumbnail(*self.site.unit(p["run"], p["layer"], p["channel"]), besides)
-            return _picture(data, "image/jpeg", request)
+            return self._picture(data, "image/jpeg", request)
 
         return await self._answered(request, made, "pictures")
 
@@ -252,9 +255,9 @@ class Application:
             kind, direction, repeat = [*p["name"].split("."), "", ""][:3]
             dense, unit = self.site.unit(p["run"], p["layer"], p["channel"])
             if p["name"] == "rendering":
-                return _picture(pictures.rendering(dense, unit), "image/webp", request)
+                return self._picture(pictures.rendering(dense, unit), "image/webp", request)
             data = pictures.visualization(unit, kind, direction, _whole(repeat, "repeat"))
-            return _picture(data, "image/webp", request)
+            return self._picture(data, "image/webp", request)
 
         return await self._answered(request, made, "pictures", missing=True)
 
@@ -263,7 +266,7 @@ class Application:
 
         def made() -> Response:
             _, unit = self.site.unit(p["run"], p["layer"], p["channel"])
-            return _picture(pictures.stored_map(unit, _whole(p["rank"], "rank")), "image/png", request)
+            return self._picture(pictures.stored_map(unit, _whole(p["rank"], "rank")), "image/png", request)
 
         return await self._answered(request, made, "pictures")
 
@@ -273,14 +276,18 @@ class Application:
         def made() -> Response:
             dense, unit = self.site.unit(p["run"], p["layer"], p["channel"])
             picture = p["picture"] if len(p["picture"]) == 64 else _accepted(dense.run, p["picture"])
-            return _picture(self.models.map_picture(self.site.scope, dense, picture, unit), "image/png", request)
+            return self._picture(self.models.map_picture(self.site.scope, dense, picture, unit), "image/png", request)
 
         return await self._answered(request, made, "models")
 
     async def _drop(self, request: Request) -> Response:
         """Take a picture, as a form's file or as the body itself, and go to its page."""
         dense = await anyio.to_thread.run_sync(self.site.record, request.path_params["run"])
-        data = await _uploaded(request)
+        await anyio.to_thread.run_sync(self.models.check, dense.run)
+        if self._uploads.locked():
+            raise busy("other visitors are sending pictures: try again in a few seconds")
+        async with self._uploads:
+            data = await _uploaded(request)
 
         def made() -> Response:
             found = self.models.drop(self.site.scope, dense.run, data)
@@ -296,6 +303,11 @@ class Application:
         return RedirectResponse(to, 307)
 
     # How answers are made and sent
+
+    def _picture(self, data: bytes, kind: str, request: Request) -> Response:
+        """Send a picture. An address that names the present state of the run always means the same picture."""
+        present = self.pages.state(request.path_params["run"]) == f"?v={request.query_params.get('v')}"
+        return Response(data, media_type=kind, headers={"cache-control": FOREVER if present else "no-cache"})
 
     async def _answered(
         self, request: Request, made: Callable[[], Response], work: str, missing: bool = False
@@ -346,12 +358,6 @@ def _as_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(text, status, dict(headers or {}), media_type="application/json")
 
 
-def _picture(data: bytes, kind: str, request: Request) -> Response:
-    """Send a picture. An address that names the state of the run (`v`) always means the same picture."""
-    caching = FOREVER if "v" in request.query_params else "no-cache"
-    return Response(data, media_type=kind, headers={"cache-control": caching})
-
-
 def _whole(text: str, what: str) -> int:
     number = whole(text)
     if number is None:
@@ -375,7 +381,7 @@ def _number(query: Mapping[str, str], name: str) -> float | None:
 
 
 def _is_unknown(text: str) -> bool:
-    return " is unknown: " in text or "has image_ids" in text or "was rejected" in text
+    return " is unknown: " in text or " is no image_id" in text or "has image_ids" in text or "was rejected" in text
 
 
 async def _uploaded(request: Request) -> bytes:

@@ -56,9 +56,12 @@ class ModelRuns:
         self._maps: OrderedDict[tuple[str, int | str, str], NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
         self._warmed: set[str] = set()
+        self._refused: dict[str, str] = {}  # why a model could not be opened, by fingerprint
 
     def why_not(self, run: Run) -> str:
         """Return why the model of a run cannot run here, or "" if nothing speaks against it."""
+        if run.fingerprint in self._refused:
+            return self._refused[run.fingerprint]
         if importlib.util.find_spec("torch") is None:
             return "torch is not installed"
         source = str(run.rows("models", "source")["source"][0].as_py())
@@ -66,20 +69,34 @@ class ModelRuns:
             return f"the model comes from {source}, which runs code: start the page with --allow-model-code"
         return ""
 
+    def check(self, run: Run) -> None:
+        """Raise PageError, which says why, if the model of a run cannot run here."""
+        if reason := self.why_not(run):
+            raise PageError(501, f"the model cannot run here: {reason}")
+
     def warm(self, scope: Scope, run: Run) -> None:
         """Begin to open the model of a run, so that it is there when it is first needed."""
-        if run.name not in self._warmed and not self.why_not(run):
-            self._warmed.add(run.name)
+        if run.fingerprint not in self._warmed and not self.why_not(run):
+            self._warmed.add(run.fingerprint)
             threading.Thread(target=self._open, args=(scope, run), daemon=True).start()
 
     def _open(self, scope: Scope, run: Run) -> None:
-        with suppress(UsageError), self._turn:  # whoever needs it is told the reason then
-            scope.probe(run)
+        with suppress(PageError), self._turn:  # `why_not` tells the reason from now on
+            self._probe(scope, run)
+
+    def _probe(self, scope: Scope, run: Run) -> live.Probe:
+        """Return the opened model. What speaks against opening it is kept, for nobody to try again."""
+        try:
+            return scope.probe(run)
+        except UsageError as error:
+            self._refused[run.fingerprint] = str(error)
+        except Exception as error:  # whatever a model's code, or too little memory, may raise
+            self._refused[run.fingerprint] = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PageError(501, f"the model cannot run here: {self._refused[run.fingerprint]}")
 
     def drop(self, scope: Scope, run: Run, data: bytes) -> Dropped:
         """Measure an uploaded picture. Raises PageError: 415 if it is no picture, 503 if too many wait."""
-        if reason := self.why_not(run):
-            raise PageError(501, f"the model cannot run here: {reason}")
+        self.check(run)
         sha256 = hashlib.sha256(data).hexdigest()
         try:
             return self.dropped(run, sha256)
@@ -90,12 +107,12 @@ class ModelRuns:
                 image = live.open_picture(data, MOST_PIXELS)
             except UsageError as error:
                 raise PageError(415, f"{error}: drop a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from error
-            probe = scope.probe(run)
+            probe = self._probe(scope, run)
             pixels = probe.pixels(image)
             row, predictions = probe.answer(pixels)
             found = Dropped(sha256, _jpeg(pixels), pixels, row, predictions, image.size)
         with self._lock:
-            self._dropped[run.name, sha256] = found
+            self._dropped[run.fingerprint, sha256] = found
             while len(self._dropped) > KEPT:
                 self._dropped.popitem(last=False)
         return found
@@ -103,10 +120,10 @@ class ModelRuns:
     def dropped(self, run: Run, sha256: str) -> Dropped:
         """Return a picture that was dropped. Raises PageError if it is gone."""
         with self._lock:
-            found = self._dropped.get((run.name, sha256))
+            found = self._dropped.get((run.fingerprint, sha256))
             if found is None:
                 raise not_found("this picture is gone: dropped pictures are kept in memory only; drop it again")
-            self._dropped.move_to_end((run.name, sha256))
+            self._dropped.move_to_end((run.fingerprint, sha256))
             return found
 
     def maps(self, scope: Scope, dense: Dense, picture: int | str, layer: Layer) -> NDArray[np.float32]:
@@ -114,16 +131,14 @@ class ModelRuns:
 
         float32 [C, h, w]. Raises PageError or UsageError if the model cannot run.
         """
-        if reason := self.why_not(dense.run):
-            raise PageError(501, f"the model cannot run here: {reason}")
-        key = (dense.run.name, picture, layer.name)
+        self.check(dense.run)
+        key = (dense.run.fingerprint, picture, layer.name)
         with self._lock:
             if key in self._maps:
                 self._maps.move_to_end(key)
                 return self._maps[key]
-        pixels = self._pixels(scope, dense, picture)
         with self._turn_of_one():
-            maps = scope.probe(dense.run).maps(pixels, layer.name)
+            maps = self._probe(scope, dense.run).maps(self._pixels(scope, dense, picture), layer.name)
         with self._lock:
             self._maps[key] = maps
             while len(self._maps) > 1 and sum(one.nbytes for one in self._maps.values()) > MAPS:
@@ -135,7 +150,7 @@ class ModelRuns:
 
         Where the model cannot run it is the stored one, which the store keeps of a unit's highest examples.
         """
-        if not unit.layer.spatial:
+        if not unit.layer.spatial or unit.layer.positions == 1:
             raise not_found(f"the positions of layer {unit.layer.name} are no places of the picture")
         try:
             maps = self.maps(scope, dense, picture, unit.layer)
@@ -152,8 +167,8 @@ class ModelRuns:
         image = live.dataset_picture(dense.run, picture)
         if image is None:  # the stored picture is what the network saw, but for JPEG
             image = Image.open(io.BytesIO(pictures.photograph(dense, picture)), formats=["JPEG"])
-            return scope.probe(dense.run).as_stored(image)
-        return scope.probe(dense.run).pixels(image)
+            return self._probe(scope, dense.run).as_stored(image)
+        return self._probe(scope, dense.run).pixels(image)
 
     @contextmanager
     def _turn_of_one(self) -> Iterator[None]:

@@ -158,6 +158,8 @@ def answer(scope: Scope, name: str, given: Sequence[tuple[str, str]]) -> list[di
             raise PageError(400, f"{name} has no parameter {shortened(key)!r}: {hint}")
         if known[key].kind in ("layers", "images"):
             values.setdefault(key, []).append(text)
+        elif key in values:
+            raise PageError(400, f"{name} takes one {key}")
         else:
             values[key] = _value(known[key], text)
     for parameter in question.parameters:

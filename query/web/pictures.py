@@ -25,6 +25,7 @@ from query.web.errors import not_found
 from store import hdf5, layout, user_cache
 from store.errors import UsageError
 
+FORMAT = 1  # of derived pictures: another one for every change of how they are made
 CELL, ACROSS = 112, 8  # pixels of a unit in a tile, and units across and down
 UNITS = ACROSS * ACROSS
 LEAST = 40  # pixels of the network's input that a small picture shows
@@ -37,7 +38,7 @@ Place = tuple[Path, str, int]  # file, dataset and row of a feature visualizatio
 
 def folder() -> Path:
     """Return where derived pictures are kept. All of it may be deleted at any time."""
-    return user_cache.folder("pictures")
+    return user_cache.folder("pictures") / f"{FORMAT}"
 
 
 def photograph(dense: Dense, image_id: int) -> bytes:
@@ -230,7 +231,7 @@ def stored_map(unit: Unit, rank: int) -> bytes:
 def maps_kept(dense: Dense, layer: Layer) -> int:
     """Return of how many of a unit's highest examples the store keeps activation maps."""
     relative = layout.example_images(dense.run.name)
-    if relative not in dense.run.files.arrays or not layer.spatial:
+    if relative not in dense.run.files.arrays or not layer.spatial or layer.positions == 1:
         return 0
     stored = dense.dataset(dense.run.array(relative), f"maps/{layer.name}", "uint8", layer.channels, None, None, None)
     return stored.shape[1]

@@ -41,7 +41,7 @@ class Pages:
         self._site = site
         self._environment = Environment(
             loader=PackageLoader("query.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
+            lstrip_blocks=True, auto_reload=False,
         )  # fmt: skip
         self._environment.filters |= {"number": number, "share": share, "thousands": thousands, "tail": tail}
         self._environment.filters["grouped"] = grouped
@@ -53,20 +53,20 @@ class Pages:
     def html(self, template: str, answer: Answer, path: str) -> str:
         run = str(answer.get("run") or "")
         return self._environment.get_template(template).render(
-            a={"run": run} | answer, panels=answer.get("panels", {}), path=path, state=self._state(run),
-            runs=list(self._site.scope.records), photo=self._photo(run),
+            a={"run": run} | answer, panels=answer.get("panels", {}), path=path, state=self.state(run),
+            runs=list(self._site.scope.records), photo=self._photo(run), state_of=self.state,
         )  # fmt: skip
 
     def error(self, status: int, text: str, path: str) -> str:
         return self._environment.get_template("error.html").render(
             a={"page": "error", "run": "", "status": status, "text": text}, panels={}, path=path, state="",
-            runs=list(self._site.scope.records), photo=self._photo(""),
+            runs=list(self._site.scope.records), photo=self._photo(""), state_of=self.state,
         )  # fmt: skip
 
-    def _state(self, run: str) -> str:
+    def state(self, run: str) -> str:
         """Return what addresses of pictures end with: they change when the run does."""
         records = self._site.scope.records
-        return f"?v={records[run].run.files.digest[:12]}" if run in records else ""
+        return f"?v={records[run].run.files.digest[:12]}-{pictures.FORMAT}" if run in records else ""
 
     def _photo(self, run: str) -> Any:
         """Return a function from an image_id to the address of its photograph, or "" where there is none to show."""
@@ -79,7 +79,7 @@ class Pages:
 
         def photo(image_id: int) -> str:
             shown = image_id in known or at_hand
-            return address.photograph(run, image_id) + self._state(run) if shown else ""
+            return address.photograph(run, image_id) + self.state(run) if shown else ""
 
         return photo
 
@@ -128,4 +128,4 @@ def tail(value: Any) -> str:
     """Format a tail probability: one picture in so many."""
     if value is None or math.isnan(value):
         return "–"
-    return "always" if value >= 0.995 else f"1 in {1 / value:,.0f}" if value <= 0.2 else f"{100 * value:.0f} %"
+    return f"1 in {1 / value:,.0f}" if value <= 0.2 else f"{100 * value:.0f} %"

@@ -14,8 +14,8 @@ from query.record.unit import Unit
 from query.scope import Scope
 from query.sql.database import Limits
 from query.web.errors import not_found
-from store import commits, stages
-from store.errors import did_you_mean, shortened
+from store import commits, layout, stages
+from store.errors import UsageError, did_you_mean, shortened
 
 LOOK_AGAIN = 1.0  # seconds between two looks at what is committed
 
@@ -29,10 +29,14 @@ class Site:
         self._lock = threading.Lock()
         self._scope = self._open()
         self._state, self._looked = committed(root), time.monotonic()
+        self.trouble = ""  # why the store could not be opened again
 
     @property
     def scope(self) -> Scope:
-        """The store as it is now, or was a second ago."""
+        """The store as it is now, or was a second ago. If it can no longer be read, as it was when it could.
+
+        `trouble` then says why.
+        """
         if time.monotonic() - self._looked > LOOK_AGAIN and self._lock.acquire(blocking=False):
             try:
                 state = committed(self.root)
@@ -40,8 +44,11 @@ class Site:
                     opened = self._open()
                     opened.take_models_of(self._scope)
                     self._scope, self._state = opened, state
-                self._looked = time.monotonic()
+                self.trouble = ""
+            except (UsageError, OSError) as error:
+                self.trouble = str(error)
             finally:
+                self._looked = time.monotonic()
                 self._lock.release()
         return self._scope
 
@@ -93,6 +100,10 @@ def committed(root: Path) -> str:
     for run in commits.run_names(root):
         for stage in stages.STAGES:
             names = commits.committed(root, run, stage.name)
-            done = (len(names) if stage.shown_early or not stage.consumer else 0, stage.last in names)
-            seen.update(f"{run}\0{stage.name}\0{done}\n".encode())
+            counted = names if stage.shown_early or not stage.consumer else names & {stage.last}
+            for shard in sorted(counted):
+                status = (root / layout.record(run, stage.name, shard)).stat()
+                seen.update(
+                    f"{run} {stage.name} {shard} {status.st_ino} {status.st_mtime_ns} {status.st_size}\n".encode()
+                )
     return seen.hexdigest()

@@ -75,7 +75,9 @@ def test_units_of_an_image_are_those_of_top_units(demo_page: DemoPage) -> None:
     rows = fetched(demo_page, "-/image/4/?layer=blocks.5.2.bn1")["panels"]["units"]["rows"]
     for layer, k in (("blocks.5.2.bn1", 48), ("blocks.5.1.add", 6), ("classifier", 6)):
         channels = [row["channel"] for row in rows if row["layer"] == layer]
-        assert channels == demo_page.scope.top_units(4, k, layer=layer)["channel"].tolist()
+        expected = demo_page.scope.top_units(4, k, layer=layer)
+        assert channels == expected["channel"][expected["tail_p"] <= 0.5].tolist()
+        assert channels
 
 
 def test_a_histogram_counts_every_image_once(demo_page: DemoPage) -> None:
@@ -94,7 +96,7 @@ def test_images_between_are_those_whose_value_is(demo_page: DemoPage) -> None:
         unit = f"{layer}:{channel}"
         every = demo_page.scope.activations(unit)
         low, high = (float(x) for x in np.quantile(every["value"], [0.3, 0.8]))
-        expected = every[(every["value"] >= np.float32(low)) & (every["value"] <= np.float32(high))]
+        expected = every[(every["value"].astype(float) >= low) & (every["value"].astype(float) <= high)]
         found = demo_page.scope.images_between(unit, low, high, 100)
         assert sorted(found["image_id"]) == sorted(expected["image_id"])
         assert found["value"].is_monotonic_decreasing

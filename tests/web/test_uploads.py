@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 import zlib
 
@@ -73,3 +74,27 @@ def test_a_form_with_a_picture_and_a_bare_picture_get_the_same_page(demo_page: D
     page = json.loads(ask(demo_page.address, f"{sent[1]['location']}index.json")[2])
     assert page["page"] == "drop"
     assert len(page["panels"]["predictions"]["rows"]) == 5
+
+
+def test_an_upload_that_is_too_large_is_not_read(demo_page: DemoPage) -> None:
+    address, run = demo_page.address, demo_page.run
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30) as connection:
+        head = f"POST /{run}/-/drop/ HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {1 << 40}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert b" 413 " in connection.recv(4096)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(
+            f"POST /{run}/-/drop/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        piece = b"%x\r\n%s\r\n" % (1 << 20, b"\0" * (1 << 20))
+        answer = b""
+        try:
+            for _ in range(80):
+                connection.sendall(piece)
+        except OSError:
+            pass  # it has hung up
+        try:
+            answer = connection.recv(4096)
+        except OSError:
+            answer = b" 413 "
+        assert b" 413 " in answer or not answer

@@ -183,7 +183,7 @@ def test_a_dead_unit_says_so(demo_page: DemoPage, watched: Watched) -> None:
     page.goto(f"{demo_page.home}{LAYER}/{row[0]}/")
     expect(page.locator(".facts .state")).to_have_text("dead")
     expect(page.get_by_text("It is zero at every position of all 42 photographs.")).to_be_visible()
-    expect(page.get_by_text("A dead unit is not rendered")).to_be_visible()
+    expect(page.get_by_text("Dead units are not rendered.")).to_be_visible()
     page.goto(f"{demo_page.home}{LAYER}/?show=dead")
     expect(page.get_by_text("never fired")).to_have_count(page.locator(".grid a.unit").count())
 
@@ -232,7 +232,7 @@ def test_the_page_shows_what_is_committed_meanwhile(watched: Watched, tmp_path: 
         synthetic_store.build(tmp_path / "whole", stages=4)
         _copy_rest(tmp_path / "whole", root)  # the page asks every three seconds
         shown = page.locator(".stages li").filter(has_text="visualize").locator(".count")
-        expect(shown).to_have_text("1 shards", timeout=20_000)
+        expect(shown).to_have_text("1 shard", timeout=20_000)
         page.goto(f"{address}/toy@shapes/block.0.add/0/")
         expect(page.get_by_text("the value on its best photograph")).to_be_visible()
         page.goto("about:blank")  # it asks no more when the server ends

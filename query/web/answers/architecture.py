@@ -9,7 +9,7 @@ from query.record.dense import Dense
 from query.record.run_tables import Layer
 from query.web import architecture, pictures
 from query.web.answers import facts
-from query.web.answers.panel import Answer, Lines, panel, text
+from query.web.answers.panel import Answer, Lines, panel
 
 SIX = 6
 
@@ -36,6 +36,7 @@ def architecture_page(dense: Dense, chosen: Layer | None, opened: str = "") -> A
         "page": "architecture",
         **facts.of_run(run),
         "units": run.units,
+        "first": int(run.images.all[0]),
         "opened": opened,
         "folded": any(node.folded for node in drawing.nodes),
         "drawing": asdict(drawing),
@@ -71,5 +72,4 @@ def peek(dense: Dense, layer: Layer) -> Answer:
         "counts": {state: state_list.count(state) for state in facts.STATES},
         "rendered": len(rendered),
         "six": channels[:SIX],
-        "sql": f"SELECT * FROM layers WHERE layer = {text(layer.name)}",
     }

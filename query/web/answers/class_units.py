@@ -8,7 +8,7 @@ from query.questions.class_units import units_for_class
 from query.record.dense import Dense
 from query.record.run_tables import DatasetClass
 from query.web.answers import facts
-from query.web.answers.panel import Answer, Lines, objects, panel
+from query.web.answers.panel import Answer, Lines, objects, panel, text
 
 EACH, PHOTOGRAPHS, CONFUSIONS = 6, 24, 10
 
@@ -41,15 +41,10 @@ def _photographs(dense: Dense, of_class: DatasetClass, lines: Lines) -> Answer:
     ids = run.images.of_class(of_class.index)[:PHOTOGRAPHS]
     paths = run.image_rows(ids, "path")["path"].to_pylist()
     rows = [{"image_id": int(i), "path": path} for i, path in zip(ids, paths, strict=True)]
-    several = f"dataset = '{run.dataset}' AND " if len(run.catalog.datasets) > 1 else ""
-    late = (
-        f" AND image_id NOT IN (SELECT image_id FROM rejected_images {lines.where('true')})"
-        if run.has("rejected_images")
-        else ""
-    )
+    several = f"dataset = {text(run.dataset)} AND " if len(run.catalog.datasets) > 1 else ""
     sql = (
         "SELECT image_id, path FROM images\n"
-        f"WHERE {several}class_index = {of_class.index} AND status = 'accepted'{late}\n"
+        f"WHERE {several}class_index = {of_class.index} AND status = 'accepted'\n"
         f"ORDER BY image_id LIMIT {PHOTOGRAPHS}"
     )
     return panel("Photographs", f"The first {len(rows)} of the class.", rows, sql)
@@ -65,7 +60,7 @@ def _units(dense: Dense, of_class: DatasetClass, lines: Lines) -> Answer:
         rows = objects(frame.sort_values(["place", "rank"]).drop(columns="place"))
     sql = (
         f"SELECT c.* FROM units_for_class('{of_class.index}', {run.units}{lines.chosen}) c\n"
-        f"JOIN layers l ON l.model = c.model AND l.layer = c.layer AND l.dataset = '{run.dataset}'\n"
+        f"JOIN layers l ON l.model = c.model AND l.layer = c.layer AND l.dataset = {text(run.dataset)}\n"
         f"QUALIFY row_number() OVER (PARTITION BY c.layer ORDER BY c.rank) <= {EACH}\nORDER BY l.layer_index, c.rank"
     )
     known = any(row["auc"] is not None for row in rows)

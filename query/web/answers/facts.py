@@ -46,14 +46,23 @@ def states(run: Run, layer: Layer) -> dict[int, str]:
     return dict(zip(frame["channel"].tolist(), frame["state"].tolist(), strict=True))
 
 
-def trust(row: dict[str, Any]) -> Answer:
-    """Return how far a feature visualization can be trusted, as numbers and in words. `row` is of `visualizations`."""
+def trust(row: dict[str, Any], channels: int) -> Answer:
+    """Return how far a feature visualization can be trusted, as numbers and in words.
+
+    `row` is of `visualizations`; `channels` is how many units the layer has.
+    """
     ratio, rank, beats = row["value_vs_best_example"], row["rank_in_layer"], row["beats_median"]
     words = []
     if ratio is not None:
         words.append({"good": ratio >= 1, "number": f"{ratio:.2g}×", "text": "the value on its best photograph"})
     if rank is not None:
-        words.append({"good": rank <= 10, "number": ordinal(rank), "text": "of its layer's units on its own picture"})
+        words.append(
+            {
+                "good": rank <= min(10, max(channels // 20, 1)),
+                "number": ordinal(rank),
+                "text": "of its layer's units on its own picture",
+            }
+        )
     if beats is not None:
         above = "above" if beats else "not above"
         words.append({"good": bool(beats), "number": "", "text": f"{above} its median photograph"})

@@ -16,6 +16,7 @@ from store.codes import TAIL_MAX_P
 
 EACH = 6  # units of each layer
 WHOLE = 48  # units of the layer that was chosen
+MEDIAN = 0.5  # the tail probability of the median picture
 AT_PLACE = 24  # units at one place
 
 
@@ -67,12 +68,10 @@ def dropped_page(dense: Dense, sha256: str, row: ImageRow, predictions: list[Ans
 def position(dense: Dense, layer: Layer, maps: NDArray[np.float32], across: float, down: float) -> Answer:
     """Return what the units of a layer do at one place of a picture.
 
-    across, down: the place, as shares of the picture's width and height. maps: float32 [C, h, w].
+    across, down: the place, as shares of the picture's width and height. maps: float32 [C, h, w]. Positions share the
+    picture evenly, as they do where maps are laid over it.
     """
-    y, x = (
-        _index(layer, share, n, side)
-        for share, n, side in zip((down, across), maps.shape[1:], dense.run.input_size, strict=True)
-    )
+    y, x = (min(int(share * count), count - 1) for share, count in zip((down, across), maps.shape[1:], strict=True))
     values = maps[:, y, x]
     reached = dense.book(layer, "max").images_reaching(values)
     tail_p = (1 + reached) / (dense.run.n + 1)
@@ -84,15 +83,6 @@ def position(dense: Dense, layer: Layer, maps: NDArray[np.float32], across: floa
     about = "Units by the share of pictures that fire them anywhere as much as this place does."
     found = panel(f"At this place, in {layer.name}", about, rows)
     return {"y": y, "x": x, "height": maps.shape[1], "width": maps.shape[2], "panel": found}
-
-
-def _index(layer: Layer, share: float, positions: int, side: int) -> int:
-    """Return the position along one axis whose receptive field has its middle nearest to a place of the picture."""
-    if layer.rf_global or layer.rf_size is None or layer.rf_stride is None or layer.rf_offset is None:
-        nearest = int(share * positions)
-    else:
-        nearest = round((share * side - layer.rf_offset - layer.rf_size / 2) / layer.rf_stride)
-    return min(max(nearest, 0), positions - 1)
 
 
 def _neighbours(run: Run, image_id: int) -> tuple[int | None, int | None]:
@@ -111,7 +101,7 @@ def summary(run: Run, row: ImageRow) -> list[Answer]:
     numbers = np.bincount(layer_of[rare], minlength=len(run.layers))
     return [
         {"layer": layer.name, "channels": layer.channels, "rare": int(numbers[layer.index]),
-         "expected": layer.channels * TAIL_MAX_P, "spatial": layer.spatial}
+         "expected": layer.channels * TAIL_MAX_P, "spatial": layer.spatial and layer.positions > 1}
         for layer in run.layers
     ]  # fmt: skip
 
@@ -122,8 +112,11 @@ def _counts(run: Run, row: ImageRow) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def unusual(run: Run, row: ImageRow, chosen: Layer | None) -> list[Answer]:
-    """Return the units of each layer that fire most unusually on a picture, layer by layer."""
-    row = row.take(np.flatnonzero(_counts(run, row)))
+    """Return the units of each layer that fire most unusually on a picture, layer by layer.
+
+    Those that fire less than on the median picture are left out.
+    """
+    row = row.take(np.flatnonzero(_counts(run, row) & (row.tail_p <= MEDIAN)))
     z = run.z(row.value, row.units)
     layer_of = run.layers_of(row.units)
     order = np.lexsort((row.units, -z, row.tail_p, layer_of))
@@ -160,7 +153,7 @@ def _units(run: Run, row: ImageRow, image_id: int, chosen: Layer | None, lines: 
     sql = (
         f"SELECT r.* FROM image_row({image_id}{lines.chosen}) r\n"
         f"JOIN layers l ON l.model = r.model AND l.layer = r.layer AND l.dataset = {text(run.dataset)}\n"
-        "WHERE r.value > 0 OR l.signed\n"
+        f"WHERE (r.value > 0 OR l.signed) AND r.tail_p <= {MEDIAN}\n"
         f"QUALIFY row_number() OVER (PARTITION BY r.layer ORDER BY {order}) <= {most}\n"
         f"ORDER BY l.layer_index, {order}"
     )

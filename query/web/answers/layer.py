@@ -12,6 +12,7 @@ from query import resolve
 from query.questions.unit_states import ALWAYS_ON, CLIPPED
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
+from query.web import pictures
 from query.web.answers import facts
 from query.web.answers.panel import Answer, Lines, panel, plain_rows, text
 from query.web.answers.unit import neighbours
@@ -24,8 +25,8 @@ SORTS = {
     "fraction_active": "share of positions above zero",
     "selectivity": "class selectivity",
     "trust": "trust in its visualization",
-    "auc": "how well it tells the class",
-    "tail_p": "rarity on the picture",
+    "auc": "how well it tells the class named here",
+    "tail_p": "rarity on the picture named here",
 }
 SHOWN = {
     "": "all units",
@@ -46,7 +47,10 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
     run = dense.run
     sort, show = query.get("sort", ""), query.get("show", "")
     of_class, image = query.get("class", "").strip(), query.get("image", "").strip()
-    sort = sort if sort in SORTS else "auc" if of_class else "tail_p" if image else "channel"
+    if sort not in SORTS or sort == "channel":
+        sort = "auc" if of_class else "tail_p" if image else "channel"
+    if (sort == "auc" and not of_class) or (sort == "tail_p" and not image):
+        sort = "channel"
     show = show if show in SHOWN else ""
     columns, sql = _columns(dense, layer, of_class, image)
     states = facts.states(run, layer)
@@ -55,6 +59,7 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
     before, after = facts.previous_and_next(layer.index, len(run.layers))
     feeding, fed = neighbours(dense, layer)
     state_list = list(states.values())
+    early = show == "rendered" and not run.has("visualizations")  # no view has what is being rendered
     return {
         "page": "layer",
         **facts.of_run(run),
@@ -68,7 +73,7 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
         "choices": {"sort": SORTS, "show": SHOWN},
         "choice": {"sort": sort, "show": show, "class": of_class, "image": image},
         "distribution": facts.counts(columns["max_mean"]),
-        "panels": {"units": panel("Units", "", plain_rows(rows), _sql(sql, sort, show))},
+        "panels": {"units": panel("Units", "", plain_rows(rows), "" if early else _sql(sql, sort, show))},
     }
 
 
@@ -81,7 +86,7 @@ def _columns(
     columns: dict[str, NDArray[Any]] = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     if columns["channel"].tolist() != list(range(layer.channels)):
         raise run.inconsistent(f"units does not have one row for each channel of {layer.name}")
-    columns["rendered"] = _rendered(run, layer)
+    columns["rendered"] = _rendered(dense, layer)
     names = ["u.channel", *(f"u.{name}" for name in _COLUMNS)]
     joins = "FROM units u"
     if run.has("visualizations"):
@@ -125,12 +130,15 @@ def _exact(dense: Dense, layer: Layer, image_id: int, columns: dict[str, NDArray
         columns[name][channels] = table[name].to_numpy()
 
 
-def _rendered(run: Run, layer: Layer) -> NDArray[np.bool_]:
+def _rendered(dense: Dense, layer: Layer) -> NDArray[np.bool_]:
+    """Return which units have a feature visualization, also one whose stage is not complete yet."""
     rendered = np.zeros(layer.channels, np.bool_)
-    if run.has("visualizations"):
-        table = run.lookup(run.only("visualizations")).rows(("channel",), {"layer": layer.name})
+    if dense.run.has("visualizations"):
+        table = dense.run.lookup(dense.run.only("visualizations")).rows(("channel",), {"layer": layer.name})
         channels = table["channel"].to_numpy()
-        rendered[channels[(channels >= 0) & (channels < layer.channels)]] = True
+    else:
+        channels = np.array(list(pictures.visualizations(dense, layer)), np.int64)
+    rendered[channels[(channels >= 0) & (channels < layer.channels)]] = True
     return rendered
 
 

@@ -17,7 +17,7 @@ STRIP = 8  # units that stand for a run
 def runs_page(site: Site) -> Answer:
     """Return the first page: every run that has begun, with what is missing and how to get it."""
     scope = site.scope
-    progress, records = status.progress(site.root), scope.records
+    progress, records = ({} if site.trouble else status.progress(site.root)), scope.records
     files = {one.name: one for one in scope.catalog.runs}
     rows = [
         {
@@ -38,6 +38,7 @@ def runs_page(site: Site) -> Answer:
         "config": f"{site.root}/{EXPLORED}" if (site.root / EXPLORED).is_file() else "CONFIG",
         "root": str(site.root),
         "store": site.root.resolve().name,
+        "trouble": site.trouble,
         "runs": rows,
         "panels": {"runs": panel("Runs", "", table, sql if records else "")},
     }

@@ -49,6 +49,7 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
         panels = {name: panels[name] for name in ("visualizations", "distribution", "connected")}
     return {
         "page": "unit",
+        "most_between": BETWEEN,
         **facts.of_run(run),
         **facts.of_layer(layer),
         "channel": unit.channel,
@@ -59,6 +60,8 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
         "previous": before,
         "next": after,
         "panels": panels,
+        "fed_by": [one.name for one in neighbours(dense, layer)[0]],
+        "feeds": [one.name for one in neighbours(dense, layer)[1]],
         "boxes": _boxes(unit),
     }
 
@@ -114,12 +117,16 @@ def _visualizations(unit: Unit, lines: Lines) -> Answer:
         "Pictures made by gradient ascent to excite this unit.",
         rows,
         sql,
-        lines.call("visualization", unit.name),
+        lines.call("unit", unit.name) + ".visualizations",
     )
 
 
 def _highest(dense: Dense, unit: Unit, lines: Lines) -> Answer:
-    where = "The glow shows where, the frame what its strongest position sees." if unit.layer.spatial else ""
+    where = (
+        "The glow shows where, the frame what its strongest position sees."
+        if unit.layer.spatial and unit.layer.positions > 1
+        else ""
+    )
     return panel(
         "What fires it",
         f"Its strongest photographs. {where}".strip(),
@@ -140,19 +147,21 @@ def _lowest(unit: Unit, lines: Lines) -> Answer:
 
 
 def _quantiles(dense: Dense, unit: Unit, lines: Lines) -> Answer:
+    k = min(RANGE, max(unit.run.n // 12, 1))  # of few photographs, fewer: rows should not repeat each other
     return panel(
         "Across its range",
         "Not only the extremes: photographs around quantiles of the unit's own values.",
-        objects(quantile_images(dense, unit, RANGE)),
-        f"SELECT * FROM quantile_images({text(unit.name)}, {RANGE}{lines.chosen})",
-        lines.call("quantile_images", unit.name, RANGE),
+        objects(quantile_images(dense, unit, k)),
+        f"SELECT * FROM quantile_images({text(unit.name)}, {k}{lines.chosen})",
+        lines.call("quantile_images", unit.name, k),
     )
 
 
 def _distribution(dense: Dense, unit: Unit, lines: Lines) -> Answer:
     return panel(
         "Distribution",
-        f"Its largest value on each of {unit.run.n:,} photographs. A bar shows its photographs.",
+        f"Its largest value on each of {unit.run.n:,} photographs. A bar shows its photographs; "
+        "heights are square roots of their number.",
         objects(distribution(dense, unit)),
         f"SELECT * FROM distribution({text(unit.name)}{lines.chosen})",
         lines.call("distribution", unit.name),

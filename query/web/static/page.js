@@ -1,6 +1,6 @@
 // What the page does beyond reading: keys, walking through grids, looking ahead, dropping a picture, copying a line.
 
-const inField = (target) => target.closest("input, select, textarea, dialog") !== null;
+const inField = (target) => target.closest("input, select, textarea, dialog, pre, summary, .map") !== null && !target.matches("a");
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || inField(event.target)) return;
@@ -9,7 +9,8 @@ document.addEventListener("keydown", (event) => {
     document.querySelector('input[type="search"]').focus();
     return;
   }
-  const link = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const link = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
   if (link && !event.defaultPrevented) link.click();
 });
 
@@ -68,6 +69,7 @@ class ArchitectureMap extends HTMLElement {
 class ImageMap extends HTMLElement {
   connectedCallback() {
     const heat = this.querySelector(".heat");
+    const whose = document.querySelector("#whose");
     const show = (event) => {
       const unit = event.target.closest("a.unit[data-map]");
       if (!unit || heat.dataset.of === unit.dataset.map) return;
@@ -78,7 +80,12 @@ class ImageMap extends HTMLElement {
         if (heat.dataset.of !== unit.dataset.map) return;
         heat.src = picture.src;
         heat.hidden = false;
-      }, () => { heat.hidden = true; });
+        whose.textContent = `Where ${unit.querySelector("img").alt} fires.`;
+      }, () => {
+        heat.hidden = true;
+        delete heat.dataset.of;
+        whose.textContent = "There is no map of this unit here, or the model is busy: point at it again.";
+      });
     };
     document.addEventListener("pointerover", show);
     document.addEventListener("focusin", show);
@@ -99,13 +106,18 @@ class PictureDrop extends HTMLElement {
   connectedCallback() {
     const form = this.querySelector("form");
     const input = this.querySelector('input[type="file"]');
-    input.addEventListener("change", () => this.#send(form, input.files[0]));
+    input.addEventListener("change", () => {
+      this.#send(form, input.files[0]);
+      input.value = "";  // the same file can be chosen again
+    });
     let inside = 0;
     const over = (on) => document.body.classList.toggle("dropping", on);
     addEventListener("dragenter", (event) => { if (event.dataTransfer?.types.includes("Files")) { inside += 1; over(true); } });
     addEventListener("dragleave", () => { inside = Math.max(inside - 1, 0); over(inside > 0); });
-    addEventListener("dragover", (event) => event.preventDefault());
+    const files = (event) => event.dataTransfer?.types.includes("Files");
+    addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
     addEventListener("drop", (event) => {
+      if (!files(event)) return;
       event.preventDefault();
       inside = 0;
       over(false);
@@ -123,7 +135,7 @@ class PictureDrop extends HTMLElement {
     dialog.setAttribute("aria-label", "Your picture");
     const text = document.createElement("p");
     text.setAttribute("role", "status");
-    text.textContent = "Running the network on your picture …";
+    text.textContent = `Running ${form.dataset.run} on your picture …`;
     dialog.append(text);
     document.body.append(dialog);
     dialog.addEventListener("close", () => dialog.remove());
@@ -171,14 +183,14 @@ class RunProgress extends HTMLElement {
   async #look() {
     const answer = await fetch("/index.json").catch(() => null);
     const run = answer?.ok ? (await answer.json()).runs.find((one) => one.run === this.dataset.run) : undefined;
-    if (run && run.digest !== this.dataset.digest) {
+    if (run && run.digest !== this.dataset.digest && document.activeElement === document.body) {
       location.reload();
       return;
     }
     const counts = this.querySelectorAll(".count");
     run?.stages.forEach((stage, index) => {
       const of = stage.planned ? ` of ${stage.planned}` : "";
-      counts[index].textContent = stage.complete ? "complete" : stage.done ? `${stage.done}${of} shards` : "not begun";
+      counts[index].textContent = stage.complete ? "complete" : stage.done ? `${stage.done}${of} ${stage.done === 1 && !of ? "shard" : "shards"}` : "not begun";
     });
     setTimeout(() => this.#look(), 3000);
   }
