@@ -146,7 +146,11 @@ def _section(where: str, name: str, section_class: Any, section: Mapping[str, An
     for item in fields(section_class):
         if item.default is MISSING and not section.get(item.name):
             raise UsageError(f'{where}: [{name}] {item.name} is missing, e.g. {item.name} = "{_EXAMPLE[name]}"')
-    values = {key: _value(f"{where}: [{name}] {key}", hints[key], value) for key, value in section.items()}
+    may_be_empty = {item.name for item in fields(section_class) if item.default == ()}
+    values = {
+        key: () if value == [] and key in may_be_empty else _value(f"{where}: [{name}] {key}", hints[key], value)
+        for key, value in section.items()
+    }
     for key, value in values.items():
         _check_range(f"{where}: [{name}] {key}", (name, key), value)
     return section_class(**values)
@@ -167,9 +171,9 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         hint = str if isinstance(value, str) else tuple[str, ...]
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
-        if isinstance(value, list) and value and all(isinstance(v, inner) for v in value):
-            return tuple(value)
-        raise UsageError(f"{where} = {value!r}: expected a list of {inner.__name__}")
+        if not isinstance(value, list) or not value:
+            raise UsageError(f"{where} = {value!r}: expected a list of {inner.__name__}")
+        return tuple(_value(where, inner, item) for item in value)
     if isinstance(value, int) and abs(value) > MOST:
         raise UsageError(f"{where}: expected at most {MOST}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -71,3 +71,14 @@ def test_the_stored_config_reads_back() -> None:
     }
     assert "workers" not in keys["compute"]
     assert keys["compute"]["device"] == "cpu"
+
+
+def test_quantiles_are_part_of_a_run_only_if_it_asks_for_them() -> None:
+    """So a run of before the key goes on. An empty list is the default, written out."""
+    without = [parse_config(GOOD | {"examples": body}, "x") for body in ({}, {"quantiles": []})]
+    assert without[0] == without[1]
+    assert "quantiles" not in fingerprinted(without[0], "cpu")["examples"]
+    asked = parse_config(GOOD | {"examples": {"quantiles": [0.9, 1, 0.5]}}, "x")
+    assert fingerprinted(asked, "cpu")["examples"]["quantiles"] == (0.9, 1.0, 0.5)
+    with pytest.raises(UsageError, match="shares from 0 to 1"):
+        parse_config(GOOD | {"examples": {"quantiles": [1.5]}}, "x")
