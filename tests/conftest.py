@@ -31,7 +31,7 @@ os.environ.setdefault(
 
 # Tests that wait for other processes most of the time. Each begins when the one before has ended, more or less, so that
 # pytest's other worker has the cores meanwhile (`--dist loadfile --no-loadscope-reorder` keeps this order).
-WAITING = ("test_slurm.py", "test_ray.py", "test_processes.py")
+WAITING = ("test_slurm.py", "test_ray.py", "test_appearance.py", "test_processes.py", "test_walk.py")
 # Tests that take much memory. They come first, while a worker has not kept anything yet.
 LARGE = (
     "test_exact.py",  # makes the workplace, for which the other worker would wait in test_properties.py

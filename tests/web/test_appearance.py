@@ -26,7 +26,7 @@ PAGES = {
     "unit-chosen-bar": "{home}blocks.5.2.bn1/0/?from=0&to=2#between",
     "unit-dead": "{home}blocks.5.2.bn1/{dead}/",
     "unit-signed": "{home}blocks.5.1.add/5/",
-    "image": "{home}-/image/4/",
+    "image": "{home}-/image/4/?layer=blocks.5.2.bn1",
     "class": "{home}-/class/251/",
     "not-there": "{home}nowhere/",
     "search": "{address}/-/search/?q=bn1",
