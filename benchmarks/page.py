@@ -4,7 +4,7 @@ A layer of 2,048 units with no derived picture made yet: when the first tile is 
 of more than 50 ms while scrolling to the end. Then the server's time for pages of random units and for the
 architecture, against the same answer made in this process without a server. Then 50 readers for 30 s, who each open a
 page with its pictures and open the next one two seconds later, while one visitor drops pictures and another asks for
-the most similar units of all layers.
+the most similar units of all layers, at the same pace.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def with_readers(address: str, root: Path, seconds: float, report: Report) -> No
             out = io.BytesIO()
             Image.effect_noise((256, 256), chance.uniform(10, 90)).convert("RGB").save(out, "JPEG")
             get(f"/{name}/-/drop/", reading.dropped, "POST", out.getvalue())
+            time.sleep(THINK)
 
     def curious() -> None:
         chance = random.Random(2)
@@ -206,6 +207,7 @@ def with_readers(address: str, root: Path, seconds: float, report: Report) -> No
             layer = chance.choice(layers)
             unit = f"{layer.name}:{chance.randrange(layer.channels)}"
             get(f"/-/api/similar_units/index.json?unit={unit}&layer=*&k=50", reading.asked)
+            time.sleep(THINK)
 
     _request(address, f"/{name}/-/drop/", "POST", _some_picture())  # the model is open before the clock runs
     end = time.monotonic() + seconds

@@ -28,7 +28,7 @@ def from_dataset(run: Run, image_id: int) -> Image.Image | None:
     image = live.dataset_picture(run, image_id)
     if image is None:
         return None
-    return as_seen(image, str(run.rows("models", "preprocessing")["preprocessing"][0].as_py()))
+    return as_seen(image, str(run.model_row["preprocessing"]))
 
 
 def as_seen(image: Image.Image, preprocessing: str) -> Image.Image | None:

@@ -242,10 +242,15 @@ class Run:
         return tuple(DatasetClass(row["class_index"], row["synset"], row["label"]) for row in rows)
 
     @functools.cached_property
+    def model_row(self) -> dict[str, Any]:
+        """The run's row of the table `models`."""
+        (row,) = self.rows("models", "*").to_pylist()
+        return dict(row)
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the network's input in pixels."""
-        (row,) = self.rows("models", "input_height, input_width").to_pylist()
-        return row["input_height"], row["input_width"]
+        return self.model_row["input_height"], self.model_row["input_width"]
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,13 +42,13 @@ from query.web.model_runs import LARGEST, WAITING, ModelRuns
 from query.web.rendering import Pages
 from query.web.safety import Safe
 from query.web.site import Site, whole
-from query.web.static_files import static_file
+from query.web.static_files import static_file, version
 from store.errors import UsageError, printable
 
 FOREVER = "public, max-age=31536000, immutable"
 UPLOAD_SECONDS, UPLOADS = 30.0, 4  # of one upload, and how many are in memory at once
 # How many answers of each kind are worked on at once: a slow kind delays no other.
-AT_ONCE = {"pages": 6, "pictures": 4, "questions": 2, "models": WAITING + 1}
+AT_ONCE = {"pages": 3, "pictures": 3, "questions": 1, "models": WAITING + 1}
 
 Answering = Callable[[Request], Answer]
 
@@ -70,6 +71,7 @@ class Application:
         self.pages = Pages(self.site)
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._ahead = ThreadPoolExecutor(1)
+        self._ahead.submit(self._read_ahead)
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
         kinds = (
             _Kind("/", lambda _: runs_page(self.site), "runs.html"),
@@ -106,6 +108,13 @@ class Application:
         )
         self.app = Safe(application, host)  # outermost: what goes wrong inside leaves with its headers too
 
+    def _read_ahead(self) -> None:
+        """Read what every page of a run needs, before the first visitor waits for it."""
+        with suppress(UsageError):
+            for name, dense in self.site.scope.records.items():
+                architecture_page(dense, None)
+                _ = dense.run.statistics, dense.run.signed, self.pages.photographs(name)
+
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)
         self.site.close()
@@ -119,7 +128,8 @@ class Application:
                 return RedirectResponse(answer["jump"], 303)
             html = self.pages.html(kind.template, answer, request.url.path)
             beside = address.with_query("index.json", **dict(request.query_params))
-            link = f'<{beside}>; rel="alternate"; type="application/json"'
+            style = f"</-/static/{version()}/page.css>; rel=preload; as=style"
+            link = f'<{beside}>; rel="alternate"; type="application/json", {style}'
             return Response(html, media_type="text/html", headers={"link": link})
 
         return await self._answered(request, made, _work(request))

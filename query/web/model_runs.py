@@ -64,7 +64,7 @@ class ModelRuns:
             return self._refused[run.fingerprint]
         if importlib.util.find_spec("torch") is None:
             return "torch is not installed"
-        source = str(run.rows("models", "source")["source"][0].as_py())
+        source = str(run.model_row["source"])
         if source.startswith("python:") and not self._model_code:
             return f"the model comes from {source}, which runs code: start the page with --allow-model-code"
         return ""

@@ -54,13 +54,13 @@ class Pages:
         run = str(answer.get("run") or "")
         return self._environment.get_template(template).render(
             a={"run": run} | answer, panels=answer.get("panels", {}), path=path, state=self.state(run),
-            runs=list(self._site.scope.records), photo=self._photo(run), state_of=self.state,
+            runs=list(self._site.scope.records), photo=self.photographs(run), state_of=self.state,
         )  # fmt: skip
 
     def error(self, status: int, text: str, path: str) -> str:
         return self._environment.get_template("error.html").render(
             a={"page": "error", "run": "", "status": status, "text": text}, panels={}, path=path, state="",
-            runs=list(self._site.scope.records), photo=self._photo(""), state_of=self.state,
+            runs=list(self._site.scope.records), photo=self.photographs(""), state_of=self.state,
         )  # fmt: skip
 
     def state(self, run: str) -> str:
@@ -68,7 +68,7 @@ class Pages:
         records = self._site.scope.records
         return f"?v={records[run].run.files.digest[:12]}-{pictures.FORMAT}" if run in records else ""
 
-    def _photo(self, run: str) -> Any:
+    def photographs(self, run: str) -> Any:
         """Return a function from an image_id to the address of its photograph, or "" where there is none to show."""
         records = self._site.scope.records
         if run not in records:

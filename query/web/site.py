@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from query.record.unit import Unit
 from query.scope import Scope
 from query.sql.database import Limits
 from query.web.errors import not_found
-from store import commits, layout, stages
+from store import commits, layout, stages, status
 from store.errors import UsageError, did_you_mean, shortened
 
 LOOK_AGAIN = 1.0  # seconds between two looks at what is committed
@@ -29,6 +30,7 @@ class Site:
         self._lock = threading.Lock()
         self._scope = self._open()
         self._state, self._looked = committed(root), time.monotonic()
+        self._progress: tuple[float, dict[str, list[status.StageProgress]]] = (-math.inf, {})
         self.trouble = ""  # why the store could not be opened again
 
     @property
@@ -51,6 +53,17 @@ class Site:
                 self._looked = time.monotonic()
                 self._lock.release()
         return self._scope
+
+    def progress(self) -> dict[str, list[status.StageProgress]]:
+        """Return how far each stage of each run is, now or two seconds ago. Empty while the store cannot be read."""
+        when, found = self._progress
+        if time.monotonic() - when > LOOK_AGAIN * 2:
+            try:
+                found = status.progress(self.root)
+            except UsageError:
+                found = {}
+            self._progress = time.monotonic(), found
+        return found
 
     def record(self, run_name: str) -> Dense:
         """Return a run that has folded, by its name. Raises PageError."""
@@ -102,8 +115,8 @@ def committed(root: Path) -> str:
             names = commits.committed(root, run, stage.name)
             counted = names if stage.shown_early or not stage.consumer else names & {stage.last}
             for shard in sorted(counted):
-                status = (root / layout.record(run, stage.name, shard)).stat()
+                record = (root / layout.record(run, stage.name, shard)).stat()
                 seen.update(
-                    f"{run} {stage.name} {shard} {status.st_ino} {status.st_mtime_ns} {status.st_size}\n".encode()
+                    f"{run} {stage.name} {shard} {record.st_ino} {record.st_mtime_ns} {record.st_size}\n".encode()
                 )
     return seen.hexdigest()

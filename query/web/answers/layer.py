@@ -14,7 +14,7 @@ from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
 from query.web import pictures
 from query.web.answers import facts
-from query.web.answers.panel import Answer, Lines, panel, plain_rows, text
+from query.web.answers.panel import Answer, Lines, panel, text
 from query.web.answers.unit import neighbours
 from store import layout
 
@@ -55,7 +55,7 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
     columns, sql = _columns(dense, layer, of_class, image)
     states = facts.states(run, layer)
     order = _ordered(columns, sort)
-    rows = [_row(columns, states, channel) for channel in order if _is_shown(columns, states, channel, show)]
+    rows = _rows(columns, states, [channel for channel in order if _is_shown(columns, states, channel, show)])
     before, after = facts.previous_and_next(layer.index, len(run.layers))
     feeding, fed = neighbours(dense, layer)
     state_list = list(states.values())
@@ -73,7 +73,7 @@ def layer_page(dense: Dense, layer: Layer, query: Mapping[str, str]) -> Answer:
         "choices": {"sort": SORTS, "show": SHOWN},
         "choice": {"sort": sort, "show": show, "class": of_class, "image": image},
         "distribution": facts.counts(columns["max_mean"]),
-        "panels": {"units": panel("Units", "", plain_rows(rows), "" if early else _sql(sql, sort, show))},
+        "panels": {"units": panel("Units", "", rows, "" if early else _sql(sql, sort, show))},
     }
 
 
@@ -172,9 +172,15 @@ def _is_shown(columns: dict[str, NDArray[Any]], states: Mapping[int, str], chann
     return not show or (state != "dead" if show == "living" else state == show)
 
 
-def _row(columns: dict[str, NDArray[Any]], states: Mapping[int, str], channel: int) -> Answer:
-    row = {name: column[channel].item() for name, column in columns.items() if name not in ("rendered", "dead")}
-    return row | {"state": states.get(channel, ""), "rendered": bool(columns["rendered"][channel])}
+def _rows(columns: dict[str, NDArray[Any]], states: Mapping[int, str], channels: list[int]) -> list[Answer]:
+    """Return the units as plain rows. A number that is not known is None."""
+    names = [name for name in columns if name not in ("rendered", "dead")]
+    lists = [[None if value != value else value for value in columns[name][channels].tolist()] for name in names]
+    rendered = columns["rendered"][channels].tolist()
+    return [
+        dict(zip(names, values, strict=True)) | {"state": states.get(channel, ""), "rendered": shown}
+        for channel, shown, *values in zip(channels, rendered, *lists, strict=True)
+    ]
 
 
 def _sql(parts: tuple[str, list[str]], sort: str, show: str) -> str:

@@ -7,7 +7,6 @@ from query.web import pictures
 from query.web.answers import facts
 from query.web.answers.panel import Answer, panel
 from query.web.site import Site
-from store import status
 
 EXPLORED = "explore.toml"  # what `unitscope explore` writes into a store
 _COLUMNS = "run, model, dataset, fingerprint"
@@ -17,7 +16,7 @@ STRIP = 8  # units that stand for a run
 def runs_page(site: Site) -> Answer:
     """Return the first page: every run that has begun, with what is missing and how to get it."""
     scope = site.scope
-    progress, records = ({} if site.trouble else status.progress(site.root)), scope.records
+    progress, records = ({} if site.trouble else site.progress()), scope.records
     files = {one.name: one for one in scope.catalog.runs}
     rows = [
         {

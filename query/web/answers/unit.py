@@ -68,7 +68,7 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
 
 def _render_command(unit: Unit) -> str:
     """Return the command that renders this unit."""
-    (model,) = unit.run.rows("models", "source, weights").to_pylist()
+    model = unit.run.model_row
     weights = "" if model["weights"] == "DEFAULT" else f" --weights {shlex.quote(model['weights'])}"
     return f"unitscope render {shlex.quote(model['source'])} {shlex.quote(unit.name)}{weights}"
 
