@@ -39,6 +39,7 @@ from query.web.answers.search import search_page
 from query.web.answers.unit import unit_page
 from query.web.errors import PageError, busy, not_found
 from query.web.model_runs import LARGEST, WAITING, ModelRuns
+from query.web.question_process import QuestionProcess
 from query.web.rendering import Pages
 from query.web.safety import Safe
 from query.web.site import Site, whole
@@ -70,6 +71,7 @@ class Application:
         self.models = ModelRuns(model_code)
         self.pages = Pages(self.site)
         self._uploads = asyncio.Semaphore(UPLOADS)
+        self._questions = QuestionProcess(root)
         self._ahead = ThreadPoolExecutor(1)
         self._ahead.submit(self._read_ahead)
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
@@ -117,6 +119,7 @@ class Application:
 
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)
+        self._questions.close()
         self.site.close()
 
     # Pages
@@ -220,9 +223,7 @@ class Application:
 
     async def _question(self, request: Request) -> Response:
         def made() -> Response:
-            return _as_json(
-                openapi.answer(self.site.scope, request.path_params["question"], request.query_params.multi_items())
-            )
+            return _as_json(self._questions.ask(request.path_params["question"], request.query_params.multi_items()))
 
         return await self._answered(request, made, "questions")
 
@@ -329,7 +330,7 @@ class Application:
         except PageError as error:
             return self._said(request, error.status, str(error))
         except UsageError as error:
-            return self._said(request, 404 if missing or _is_unknown(str(error)) else 400, str(error))
+            return self._said(request, 404 if missing else openapi.status_of(error), str(error))
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         if isinstance(error, PageError):
@@ -388,10 +389,6 @@ def _number(query: Mapping[str, str], name: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _is_unknown(text: str) -> bool:
-    return " is unknown: " in text or " is no image_id" in text or "has image_ids" in text or "was rejected" in text
 
 
 async def _uploaded(request: Request) -> bytes:

@@ -13,7 +13,7 @@ from query.questions.declarations import BY_NAME, QUESTIONS
 from query.questions.question import Parameter, Question
 from query.scope import Scope
 from query.web.errors import PageError, not_found
-from store.errors import did_you_mean, shortened
+from store.errors import UsageError, did_you_mean, shortened
 
 MOST_ROWS = 10_000  # of one answer
 _TYPES: dict[str, dict[str, Any]] = {
@@ -177,6 +177,13 @@ def answer(scope: Scope, name: str, given: Sequence[tuple[str, str]]) -> list[di
     if "k" in known and values.get("k") is None:
         values["k"] = min(int(str(known["k"].default)) if known["k"].default is not None else MOST_ROWS, MOST_ROWS)
     return formats.frame_objects(getattr(scope, name)(**values).head(MOST_ROWS))
+
+
+def status_of(error: UsageError) -> int:
+    """Return the HTTP status of an error: 404 if it names what is not there, else 400."""
+    text = str(error)
+    missing = (" is unknown: ", " is no image_id", "has image_ids", "was rejected")
+    return 404 if any(words in text for words in missing) else 400
 
 
 def _value(parameter: Parameter, text: str) -> Any:

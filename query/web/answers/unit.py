@@ -216,9 +216,10 @@ def _similar(dense: Dense, unit: Unit, lines: Lines) -> Answer:
 
 
 def _connected(dense: Dense, unit: Unit, lines: Lines) -> Answer:
-    """Return, for each layer that feeds the unit's layer or is fed by it, the units that fire most like this one."""
+    """Return the units that fire most like this one in the nearest layer before, and in the nearest after it."""
     run = unit.run
     feeding, fed = neighbours(dense, unit.layer)
+    feeding, fed = feeding[-1:], fed[:1]
     rows: list[Answer] = []
     parts = []
     for side, layers in (("feeds it", feeding), ("it feeds", fed)):
@@ -231,7 +232,7 @@ def _connected(dense: Dense, unit: Unit, lines: Lines) -> Answer:
             )
     return panel(
         "Before and after it",
-        "The layers next to it in the network, and their units that fire most like it.",
+        "The layers next to it in the network, and those units of the nearest that fire most like it.",
         rows,
         "\nUNION ALL\n".join(parts) or f"SELECT source, target FROM edges {lines.where('false')}",
         lines.call("similar_units", unit.name, CONNECTED, feeding[0].name if feeding else run.layers[0].name),
