@@ -39,6 +39,7 @@ from query.web.answers.search import search_page
 from query.web.answers.unit import unit_page
 from query.web.errors import PageError, busy, not_found
 from query.web.model_runs import LARGEST, WAITING, ModelRuns
+from query.web.page_cache import PageCache
 from query.web.question_process import QuestionProcess
 from query.web.rendering import Pages
 from query.web.safety import Safe
@@ -61,6 +62,7 @@ class _Kind:
     path: str
     answer: Answering
     template: str
+    kept: bool = False  # whether the page depends on its address and the state of the run alone
 
 
 class Application:
@@ -74,17 +76,18 @@ class Application:
         self._questions = QuestionProcess(root)
         self._ahead = ThreadPoolExecutor(1)
         self._ahead.submit(self._read_ahead)
+        self._cache = PageCache()
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
         kinds = (
             _Kind("/", lambda _: runs_page(self.site), "runs.html"),
             _Kind("/-/search/", self._search, "search.html"),
-            _Kind("/{run}/", self._architecture, "architecture.html"),
+            _Kind("/{run}/", self._architecture, "architecture.html", kept=True),
             _Kind("/{run}/-/image/{image}/", self._image, "image.html"),
-            _Kind("/{run}/-/class/{index}/", self._class, "class.html"),
+            _Kind("/{run}/-/class/{index}/", self._class, "class.html", kept=True),
             _Kind("/{run}/-/drop/{sha256}/", self._dropped, "image.html"),
-            _Kind("/{run}/{layer}/", self._layer, "layer.html"),
+            _Kind("/{run}/{layer}/", self._layer, "layer.html", kept=True),
             _Kind("/{run}/{layer}/-/peek/", self._peek, "peek.html"),
-            _Kind("/{run}/{layer}/{channel}/", self._unit, "unit.html"),
+            _Kind("/{run}/{layer}/{channel}/", self._unit, "unit.html", kept=True),
         )
         routes = [
             Route("/-/static/{version}/{name}", self._static),
@@ -126,10 +129,15 @@ class Application:
 
     async def _page(self, kind: _Kind, request: Request) -> Response:
         def made() -> Response:
-            answer = kind.answer(request)
-            if answer.get("jump"):
-                return RedirectResponse(answer["jump"], 303)
-            html = self.pages.html(kind.template, answer, request.url.path)
+            where, state = str(request.url), self.pages.state(request.path_params.get("run", ""))
+            html = self._cache.get(where, state) if kind.kept else None
+            if html is None:
+                answer = kind.answer(request)
+                if answer.get("jump"):
+                    return RedirectResponse(answer["jump"], 303)
+                html = self.pages.html(kind.template, answer, request.url.path).encode()
+                if kind.kept and state:
+                    self._cache.put(where, state, html)
             beside = address.with_query("index.json", **dict(request.query_params))
             style = f"</-/static/{version()}/page.css>; rel=preload; as=style"
             link = f'<{beside}>; rel="alternate"; type="application/json", {style}'
