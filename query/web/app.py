@@ -123,6 +123,7 @@ class Application:
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)
         self._questions.close()
+        self.models.close()
         self.site.close()
 
     # Pages

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ MAPS = 128 << 20  # bytes of activation maps that are kept
 LARGEST = 32 << 20  # bytes of an upload
 MOST_PIXELS = 40_000_000  # of an upload
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -51,7 +55,8 @@ class ModelRuns:
 
     def __init__(self, model_code: bool) -> None:
         self._model_code = model_code
-        self._turn, self._queue = threading.Lock(), threading.BoundedSemaphore(WAITING)
+        self._queue = threading.BoundedSemaphore(WAITING)
+        self._runner = ThreadPoolExecutor(1, "model", initializer=_behind_pages)
         self._dropped: OrderedDict[tuple[str, str], Dropped] = OrderedDict()
         self._maps: OrderedDict[tuple[str, int | str, str], NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
@@ -78,11 +83,7 @@ class ModelRuns:
         """Begin to open the model of a run, so that it is there when it is first needed."""
         if run.fingerprint not in self._warmed and not self.why_not(run):
             self._warmed.add(run.fingerprint)
-            threading.Thread(target=self._open, args=(scope, run), daemon=True).start()
-
-    def _open(self, scope: Scope, run: Run) -> None:
-        with suppress(PageError), self._turn:  # `why_not` tells the reason from now on
-            self._probe(scope, run)
+            self._runner.submit(self._probe, scope, run)  # if it fails, `why_not` tells the reason from now on
 
     def _probe(self, scope: Scope, run: Run) -> live.Probe:
         """Return the opened model. What speaks against opening it is kept, for nobody to try again."""
@@ -102,20 +103,22 @@ class ModelRuns:
             return self.dropped(run, sha256)
         except PageError:
             pass
-        with self._turn_of_one():
-            try:
-                image = live.open_picture(data, MOST_PIXELS)
-            except UsageError as error:
-                raise PageError(415, f"{error}: drop a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from error
-            probe = self._probe(scope, run)
-            pixels = probe.pixels(image)
-            row, predictions = probe.answer(pixels)
-            found = Dropped(sha256, _jpeg(pixels), pixels, row, predictions, image.size)
+        found = self._in_turn(lambda: self._measured(scope, run, sha256, data))
         with self._lock:
             self._dropped[run.fingerprint, sha256] = found
             while len(self._dropped) > KEPT:
                 self._dropped.popitem(last=False)
         return found
+
+    def _measured(self, scope: Scope, run: Run, sha256: str, data: bytes) -> Dropped:
+        try:
+            image = live.open_picture(data, MOST_PIXELS)
+        except UsageError as error:
+            raise PageError(415, f"{error}: drop a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from error
+        probe = self._probe(scope, run)
+        pixels = probe.pixels(image)
+        row, predictions = probe.answer(pixels)
+        return Dropped(sha256, _jpeg(pixels), pixels, row, predictions, image.size)
 
     def dropped(self, run: Run, sha256: str) -> Dropped:
         """Return a picture that was dropped. Raises PageError if it is gone."""
@@ -137,8 +140,9 @@ class ModelRuns:
             if key in self._maps:
                 self._maps.move_to_end(key)
                 return self._maps[key]
-        with self._turn_of_one():
-            maps = self._probe(scope, dense.run).maps(self._pixels(scope, dense, picture), layer.name)
+        maps = self._in_turn(
+            lambda: self._probe(scope, dense.run).maps(self._pixels(scope, dense, picture), layer.name)
+        )
         with self._lock:
             self._maps[key] = maps
             while len(self._maps) > 1 and sum(one.nbytes for one in self._maps.values()) > MAPS:
@@ -170,15 +174,23 @@ class ModelRuns:
             return self._probe(scope, dense.run).as_stored(image)
         return self._probe(scope, dense.run).pixels(image)
 
-    @contextmanager
-    def _turn_of_one(self) -> Iterator[None]:
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Run the model when those who came before are done. Raises PageError if too many wait."""
         if not self._queue.acquire(blocking=False):
             raise busy("the model is busy with other visitors' pictures: try again in a few seconds")
         try:
-            with self._turn:
-                yield
+            return self._runner.submit(work).result()
         finally:
             self._queue.release()
+
+    def close(self) -> None:
+        self._runner.shutdown(wait=False, cancel_futures=True)
+
+
+def _behind_pages() -> None:
+    """Let this thread run when pages leave the processor to it, where the system can do that for one thread."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _rank(unit: Unit, image_id: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -71,6 +72,8 @@ def _answer_for_ever(root: Path, pipe: Connection) -> None:
     from query.web import openapi
     from query.web.site import Site
 
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)  # pages go first
     site: Site | None = None
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:

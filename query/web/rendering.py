@@ -113,7 +113,8 @@ def _in_grid(row: Answer, sort: str, state: str, lazy: bool) -> Markup:
         down, across = divmod(channel % pictures.UNITS, pictures.ACROSS)
         source = f"-/tiles/{channel // pictures.UNITS}.jpg{escape(state)}"
         later = ' loading="lazy"' if lazy else ""
-        shown = f'<span class="cell c{across} r{down}"><img src="{source}" alt="unit {channel}"{later} decoding="async"></span>'
+        img = f'<img src="{source}" alt="unit {channel}"{later} decoding="async">'
+        shown = f'<span class="cell c{across} r{down}">{img}</span>'
     value = row["state"] if sort == "channel" and row["state"] != "dead" else ""
     if sort != "channel" and row.get(sort) is not None:
         value = {"tail_p": tail, "fraction_active": share, "trust": _times}.get(sort, number)(row[sort])
