@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from support.page import Watched, serious
@@ -32,17 +32,17 @@ PAGES = {
     "search": "{address}/-/search/?q=bn1",
     "search-nothing": "{address}/-/search/?q=xyzzyx",
 }
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1240, "height": 900}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1240, "height": 900}},
-    "narrow": {"color_scheme": "light", "viewport": {"width": 380, "height": 800}},
+LOOKS: dict[str, tuple[Literal["light", "dark"], int, int]] = {
+    "light": ("light", 1240, 900),
+    "dark": ("dark", 1240, 900),
+    "narrow": ("light", 380, 800),
 }
 
 
-@pytest.fixture(scope="module", params=LOOKS)
-def looking(browser: Browser, request: pytest.FixtureRequest) -> Iterator[tuple[str, BrowserContext]]:
-    with browser.new_context(**LOOKS[request.param]) as context:
-        yield request.param, context
+@pytest.fixture(scope="module")
+def looking(browser: Browser) -> Iterator[BrowserContext]:
+    with browser.new_context() as context:
+        yield context
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +62,22 @@ def dead(demo_page: DemoPage) -> int:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_whole_quiet_and_accessible(
-    looking: tuple[str, BrowserContext], name: str, demo_page: DemoPage, dead: int, shots: Path
+    looking: BrowserContext, name: str, demo_page: DemoPage, dead: int, shots: Path
 ) -> None:
-    look, context = looking
-    watched = Watched(context.new_page())
+    watched = Watched(looking.new_page())
     page = watched.page
     page.goto(PAGES[name].format(address=demo_page.address, home=demo_page.home, dead=dead))
-    page.wait_for_load_state("networkidle")
-    page.screenshot(path=shots / f"{name}-{look}.png")
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    broken = page.evaluate("[...document.images].filter(i => i.complete && i.src && !i.naturalWidth).map(i => i.src)")
-    assert broken == []
-    assert serious(page) == []
+    for look, (scheme, width, height) in LOOKS.items():
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=shots / f"{name}-{look}.png")
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), look
+        broken = page.evaluate(
+            "[...document.images].filter(i => i.complete && i.src && !i.naturalWidth).map(i => i.src)"
+        )
+        assert broken == [], look
+        assert serious(page) == [], look
     watched.said = [line for line in watched.said if name != "not-there" or "404" not in line]
     watched.check()
     page.close()
