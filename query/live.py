@@ -194,7 +194,7 @@ def _open(run: Run, model_code: bool) -> Model:
     """Open the run's model. Raises UsageError unless weights and preprocessing are those of the store."""
     from pipeline.models import open_model
 
-    row: dict[str, Any] = run.rows("models", "source, weights, digest, preprocessing").to_pylist()[0]
+    row = run.model_row
     if row["source"].startswith("python:") and not model_code:
         raise UsageError(
             f"model {run.model} comes from {row['source']}, which runs code: if you trust this store, "

@@ -216,7 +216,7 @@ class Scope:
         run, source = resolve.find_image(self._runs(model, dataset), image)
         dense, within = self._dense[run.name], resolve.find_layer(run, layer)
         if isinstance(source, Path):
-            values = self._probe(run).row(source, np.arange(within.start, within.stop)).value
+            values = self.probe(run).row(source, np.arange(within.start, within.stop)).value
             z = similarity.standing(dense, within, values)
             return similarity.similar_images(dense, within, k, None, z)
         z = similarity.standing_of(dense, within, source)
@@ -395,10 +395,6 @@ class Scope:
         """
         return {run.name: self._dense[run.name] for run in self._all_runs}
 
-    def probe(self, run: Run) -> Probe:
-        """Return the run's model, ready to measure pictures. It is opened the first time."""
-        return self._probe(run)
-
     def take_models_of(self, other: Scope) -> None:
         """Take over the models that another scope of the same store has opened."""
         for name, probe in other._probes.items():
@@ -436,10 +432,11 @@ class Scope:
 
     def _row_of(self, run: Run, image: int | Path, units: NDArray[np.int64], enough: int | None = None) -> ImageRow:
         if isinstance(image, Path):
-            return self._probe(run).row(image, units)
+            return self.probe(run).row(image, units)
         return image_units.stored_row(self._dense[run.name], image, units, enough)
 
-    def _probe(self, run: Run) -> Probe:
+    def probe(self, run: Run) -> Probe:
+        """Return the run's model, ready to measure pictures. It is opened the first time."""
         from query.live import Probe
 
         with self._opening:

@@ -6,6 +6,7 @@ FORMAT_VERSION = 1
 BLOCK = 65_536  # images in one file of the image-major dense record
 
 MANIFEST = "manifest.json"
+EXPLORED = "explore.toml"  # the config that `unitscope explore` made
 COMMITS = "commits"
 LOGS = "logs"
 PARTIALS = "partials"

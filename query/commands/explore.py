@@ -12,10 +12,8 @@ from pathlib import Path
 import click
 
 from query.commands.serve import serve_store
-from store import commits, stages
+from store import commits, layout, stages
 from store.errors import UsageError
-
-CONFIG = "explore.toml"  # in the store; the page names it
 
 
 @click.command()
@@ -67,10 +65,10 @@ def _config(root: Path, model: str, weights: str, images: Path) -> Path:
 
     body = {"model": {"source": model, "weights": weights}, "dataset": {"source": f"folder:{images.resolve()}"}}
     text = (
-        "# Made by `unitscope explore`. Change it as you like (docs/config.md), then:\n"
-        f"# unitscope run {root / CONFIG} --store {root}\n\n" + tomli_w.dumps(body)
+        "# Made by `unitscope explore`. Change it as you like (configs/ has examples), then:\n"
+        f"# unitscope run {root / layout.EXPLORED} --store {root}\n\n" + tomli_w.dumps(body)
     )
-    path = root / CONFIG
+    path = root / layout.EXPLORED
     if path.exists():
         made_for = path.read_text(encoding="utf-8")
         if tomli_w.dumps({"model": body["model"]}).strip() not in made_for:

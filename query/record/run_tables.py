@@ -50,6 +50,11 @@ class Layer:
         return self.height * self.width
 
     @property
+    def has_places(self) -> bool:
+        """Whether its map has several positions, and these are places of the picture."""
+        return self.spatial and self.positions > 1
+
+    @property
     def columns(self) -> slice:
         return slice(self.start, self.stop)
 

@@ -130,7 +130,10 @@ class Application:
 
     async def _page(self, kind: _Kind, request: Request) -> Response:
         def made() -> Response:
-            where, state = str(request.url), self.pages.state(request.path_params.get("run", ""))
+            where, state = (
+                f"{request.url.path}?{request.url.query}",
+                self.pages.state(request.path_params.get("run", "")),
+            )
             html = self._cache.get(where, state) if kind.kept else None
             if html is None:
                 answer = kind.answer(request)
@@ -211,11 +214,11 @@ class Application:
         chosen = self._chosen(request)
         place = None
         if chosen and across is not None and down is not None and 0 <= across <= 1 and 0 <= down <= 1:
-            if not chosen.spatial or chosen.positions == 1:
+            if not chosen.has_places:
                 raise not_found(f"the positions of layer {chosen.name} are no places of the picture: choose another")
             maps = self.models.maps(self.site.scope, dense, picture, chosen)
             place = image_answers.position(dense, chosen, maps, across, down) | {"across": across, "down": down}
-        clickable = not reason and chosen is not None and chosen.spatial and chosen.positions > 1
+        clickable = not reason and chosen is not None and chosen.has_places
         return {"clickable": clickable, "runs_here": not reason, "why_not": reason, "place": place}
 
     def _class(self, request: Request) -> Answer:
@@ -432,21 +435,10 @@ async def _file_of_form(request: Request, body: bytes) -> bytes:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise PageError(400, "the upload is no form with a file") from error
-    async with form_closed(form):
+    try:
         for value in form.values():
             if not isinstance(value, str):
                 return bytes(await value.read())
+    finally:
+        await form.close()
     raise PageError(400, "the upload has no file: choose a picture first")
-
-
-class form_closed:  # noqa: N801 - read as a phrase
-    """Close the files of a form at the end."""
-
-    def __init__(self, form: Any) -> None:
-        self._form = form
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._form.close()

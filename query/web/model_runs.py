@@ -47,7 +47,6 @@ class Dropped:
     pixels: NDArray[np.uint8]
     row: ImageRow
     predictions: list[dict[str, Any]]
-    size: tuple[int, int]
 
 
 class ModelRuns:
@@ -118,7 +117,7 @@ class ModelRuns:
         probe = self._probe(scope, run)
         pixels = probe.pixels(image)
         row, predictions = probe.answer(pixels)
-        return Dropped(sha256, _jpeg(pixels), pixels, row, predictions, image.size)
+        return Dropped(sha256, _jpeg(pixels), pixels, row, predictions)
 
     def dropped(self, run: Run, sha256: str) -> Dropped:
         """Return a picture that was dropped. Raises PageError if it is gone."""
@@ -154,7 +153,7 @@ class ModelRuns:
 
         Where the model cannot run it is the stored one, which the store keeps of a unit's highest examples.
         """
-        if not unit.layer.spatial or unit.layer.positions == 1:
+        if not unit.layer.has_places:
             raise not_found(f"the positions of layer {unit.layer.name} are no places of the picture")
         try:
             maps = self.maps(scope, dense, picture, unit.layer)
@@ -202,6 +201,4 @@ def _rank(unit: Unit, image_id: int) -> int | None:
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return pictures.encoded(image, "JPEG", 90)

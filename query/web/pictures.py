@@ -57,14 +57,14 @@ def photograph(dense: Dense, image_id: int) -> bytes:
         shown = from_dataset(dense.run, image_id)
         if shown is None:
             raise not_found(f"image {image_id} is not kept in the store, and its file is not at hand")
-        return _encoded(shown, "JPEG", 90)
+        return encoded(shown, "JPEG", 90)
 
     return _cached(dense, f"photograph/{image_id}.jpg", made)
 
 
 def visualization(unit: Unit, kind: str, direction: str, repeat: int) -> bytes:
     """Return a feature visualization as WebP. Raises UsageError if there is none."""
-    return _encoded(Image.fromarray(stored_pictures.visualization(unit, kind, direction, repeat)), "WEBP", 92)
+    return encoded(Image.fromarray(stored_pictures.visualization(unit, kind, direction, repeat)), "WEBP", 92)
 
 
 def tile(dense: Dense, layer: Layer, number: int) -> bytes:
@@ -75,7 +75,7 @@ def tile(dense: Dense, layer: Layer, number: int) -> bytes:
     if not 0 <= number * UNITS < layer.channels:
         raise not_found(f"layer {layer.name} has tiles 0 to {(layer.channels - 1) // UNITS}")
     channels = range(number * UNITS, min((number + 1) * UNITS, layer.channels))
-    return _cached(dense, f"tiles/{layer.index}/{number}.webp", lambda: _tile(dense, layer, channels))
+    return _cached(dense, f"tiles/{layer.index}/{number}.jpg", lambda: _tile(dense, layer, channels))
 
 
 def _tile(dense: Dense, layer: Layer, channels: Sequence[int]) -> bytes:
@@ -85,16 +85,16 @@ def _tile(dense: Dense, layer: Layer, channels: Sequence[int]) -> bytes:
         square = _square(dense, rendered.get(channel), best.get(channel, ()))
         if square is not None:
             canvas.paste(square, (cell % ACROSS * CELL, cell // ACROSS * CELL))
-    return _encoded(canvas, "JPEG", _QUALITY)
+    return encoded(canvas, "JPEG", _QUALITY)
 
 
 def thumbnail(dense: Dense, unit: Unit, besides: int | None = None) -> bytes:
-    """Return one unit's picture as in its tile, as JPEG. It does not show the photograph `besides`."""
+    """Return one unit's picture as in its tile, as JPEG. The photograph of the image_id `besides` is not used."""
 
     def made() -> bytes:
         rendered, best = visualizations(dense, unit.layer), best_images(dense, unit.layer)
         square = _square(dense, rendered.get(unit.channel), best.get(unit.channel, ()), besides)
-        return _encoded(square or Image.new("RGB", (CELL, CELL), BLANK), "JPEG", _QUALITY)
+        return encoded(square or Image.new("RGB", (CELL, CELL), BLANK), "JPEG", _QUALITY)
 
     first = best_images(dense, unit.layer).get(unit.channel, ())[:1]
     second = ".2" if first and first[0].image_id == besides else ""
@@ -165,7 +165,7 @@ def rendering(dense: Dense, unit: Unit) -> bytes:
     image = _rendered(dense, place) if place else None
     if image is None:
         raise not_found(f"unit {unit.name} is not rendered yet")
-    return _encoded(image, "WEBP", 92)
+    return encoded(image, "WEBP", 92)
 
 
 def _rendered(dense: Dense, place: Place) -> Image.Image | None:
@@ -231,7 +231,7 @@ def stored_map(unit: Unit, rank: int) -> bytes:
 def maps_kept(dense: Dense, layer: Layer) -> int:
     """Return of how many of a unit's highest examples the store keeps activation maps."""
     relative = layout.example_images(dense.run.name)
-    if relative not in dense.run.files.arrays or not layer.spatial or layer.positions == 1:
+    if relative not in dense.run.files.arrays or not layer.has_places:
         return 0
     stored = dense.dataset(dense.run.array(relative), f"maps/{layer.name}", "uint8", layer.channels, None, None, None)
     return stored.shape[1]
@@ -247,7 +247,7 @@ def overlay(strength: NDArray[np.uint8]) -> bytes:
     pixels = np.empty((*alpha.shape, 4), np.uint8)
     pixels[..., :3] = HEAT
     pixels[..., 3] = alpha
-    return _encoded(Image.fromarray(pixels, "RGBA"), "PNG", None)
+    return encoded(Image.fromarray(pixels, "RGBA"), "PNG", None)
 
 
 def scaled(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -257,7 +257,8 @@ def scaled(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return result
 
 
-def _encoded(image: Image.Image, form: str, quality: int | None) -> bytes:
+def encoded(image: Image.Image, form: str, quality: int | None) -> bytes:
+    """Return a picture as the bytes of a file."""
     buffer = io.BytesIO()
     fast: dict[str, Any] = {"WEBP": {"method": 1}, "PNG": {"compress_level": 1}}.get(form, {})
     image.save(buffer, form, **fast | ({} if quality is None else {"quality": quality}))
@@ -276,15 +277,8 @@ def _cached(dense: Dense, name: str, make: Callable[[], bytes]) -> bytes:
             return made
 
 
-_locks: WeakValueDictionary[Path, _Lock] = WeakValueDictionary()
+_locks: WeakValueDictionary[Path, threading.Lock] = WeakValueDictionary()
 _locks_lock = threading.Lock()
-
-
-class _Lock:
-    """A lock that a weak dictionary can hold."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
 
 
 @contextmanager
@@ -292,6 +286,6 @@ def _making(path: Path) -> Iterator[None]:
     with _locks_lock:
         one = _locks.get(path)
         if one is None:
-            one = _locks[path] = _Lock()
-    with one.lock:
+            one = _locks[path] = threading.Lock()
+    with one:
         yield

@@ -47,8 +47,8 @@ class Pages:
         self._environment.filters |= {"number": number, "share": share, "thousands": thousands, "tail": tail}
         self._environment.filters["grouped"] = grouped
         self._environment.globals |= {
-            "address": address, "terms": TERMS, "trust": trust, "version": version(), "cell": pictures.UNITS,
-            "across": pictures.ACROSS, "grid": grid,
+            "address": address, "terms": TERMS, "trust": trust, "version": version(),
+            "grid": grid,
         }  # fmt: skip
 
     def html(self, template: str, answer: Answer, path: str) -> str:

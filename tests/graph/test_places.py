@@ -86,7 +86,7 @@ def _vit() -> nn.Module:
     return torchvision.models.VisionTransformer(224, 16, 3, 4, 96, 192)
 
 
-# Narrow or shallow members of each family: the order of the positions is that of the large ones.
+# Narrow or shallow members of each family. They order their positions as the large ones do.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "maxvit": (_maxvit, "torchvision"),
     "swin_v2": (_swin_v2, "torchvision"),

@@ -103,7 +103,7 @@ def test_images_between_are_those_whose_value_is(demo_page: DemoPage) -> None:
 
 
 def test_quantile_images_lie_around_their_quantile(demo_page: DemoPage) -> None:
-    """Against a sort of the whole unit: between 256 codes and 42 images, values are told apart but for close ones."""
+    """Compare with a stable sort of all images of the unit by their codes."""
     k = 5
     for layer, channel in UNITS:
         unit = f"{layer}:{channel}"

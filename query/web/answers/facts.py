@@ -66,7 +66,7 @@ def trust(row: dict[str, Any], channels: int) -> Answer:
     if beats is not None:
         above = "above" if beats else "not above"
         words.append({"good": bool(beats), "number": "", "text": f"{above} its median photograph"})
-    return {"words": words, "good": bool(words) and all(word["good"] for word in words)}
+    return {"words": words}
 
 
 def ordinal(number: int) -> str:

@@ -101,7 +101,7 @@ def summary(run: Run, row: ImageRow) -> list[Answer]:
     numbers = np.bincount(layer_of[rare], minlength=len(run.layers))
     return [
         {"layer": layer.name, "channels": layer.channels, "rare": int(numbers[layer.index]),
-         "expected": layer.channels * TAIL_MAX_P, "spatial": layer.spatial and layer.positions > 1}
+         "expected": layer.channels * TAIL_MAX_P, "spatial": layer.has_places}
         for layer in run.layers
     ]  # fmt: skip
 

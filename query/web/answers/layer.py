@@ -184,7 +184,7 @@ def _rows(columns: dict[str, NDArray[Any]], states: Mapping[int, str], channels:
 
 
 def _sql(parts: tuple[str, list[str]], sort: str, show: str) -> str:
-    """Return the query of the rows, without the column `rendered`."""
+    """Return the SQL that gives the rows. It has no column `rendered`."""
     joined, names = parts
     column = {"auc": "s.auc", "tail_p": "i.tail_p", "trust": "trust"}.get(sort, f"u.{sort}")
     known = column in names or (sort == "trust" and any(name.endswith(" AS trust") for name in names))

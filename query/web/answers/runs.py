@@ -7,8 +7,8 @@ from query.web import pictures
 from query.web.answers import facts
 from query.web.answers.panel import Answer, panel
 from query.web.site import Site
+from store import layout
 
-EXPLORED = "explore.toml"  # what `unitscope explore` writes into a store
 _COLUMNS = "run, model, dataset, fingerprint"
 STRIP = 8  # units that stand for a run
 
@@ -34,7 +34,7 @@ def runs_page(site: Site) -> Answer:
     table = [row for _, dense in sorted(records.items()) for row in dense.run.rows("runs", _COLUMNS).to_pylist()]
     return {
         "page": "runs",
-        "config": f"{site.root}/{EXPLORED}" if (site.root / EXPLORED).is_file() else "CONFIG",
+        "config": f"{site.root}/{layout.EXPLORED}" if (site.root / layout.EXPLORED).is_file() else "CONFIG",
         "root": str(site.root),
         "store": site.root.resolve().name,
         "trouble": site.trouble,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
     lines = Lines(run)
     state = facts.states(run, layer).get(unit.channel, "")
     before, after = facts.previous_and_next(unit.channel, layer.channels)
+    feeding, fed = neighbours(dense, layer)
     panels = {
         "visualizations": _visualizations(unit, lines),
         "highest": _highest(dense, unit, lines),
@@ -39,7 +41,7 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
         "distribution": _distribution(dense, unit, lines),
         "classes": _classes(unit, lines),
         "similar": _similar(dense, unit, lines),
-        "connected": _connected(dense, unit, lines),
+        "connected": _connected(dense, unit, feeding[-1:], fed[:1], lines),
     }
     if layer.signed:
         panels["lowest"] = _lowest(unit, lines)
@@ -60,8 +62,8 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
         "previous": before,
         "next": after,
         "panels": panels,
-        "fed_by": [one.name for one in neighbours(dense, layer)[0]],
-        "feeds": [one.name for one in neighbours(dense, layer)[1]],
+        "fed_by": [one.name for one in feeding],
+        "feeds": [one.name for one in fed],
         "boxes": _boxes(unit),
     }
 
@@ -122,11 +124,7 @@ def _visualizations(unit: Unit, lines: Lines) -> Answer:
 
 
 def _highest(dense: Dense, unit: Unit, lines: Lines) -> Answer:
-    where = (
-        "The glow shows where, the frame what its strongest position sees."
-        if unit.layer.spatial and unit.layer.positions > 1
-        else ""
-    )
+    where = "The glow shows where, the frame what its strongest position sees." if unit.layer.has_places else ""
     return panel(
         "What fires it",
         f"Its strongest photographs. {where}".strip(),
@@ -215,11 +213,9 @@ def _similar(dense: Dense, unit: Unit, lines: Lines) -> Answer:
     )
 
 
-def _connected(dense: Dense, unit: Unit, lines: Lines) -> Answer:
-    """Return the units that fire most like this one in the nearest layer before, and in the nearest after it."""
+def _connected(dense: Dense, unit: Unit, feeding: Sequence[Layer], fed: Sequence[Layer], lines: Lines) -> Answer:
+    """Return the units that fire most like this one in some layers that feed its own, and in some that it feeds."""
     run = unit.run
-    feeding, fed = neighbours(dense, unit.layer)
-    feeding, fed = feeding[-1:], fed[:1]
     rows: list[Answer] = []
     parts = []
     for side, layers in (("feeds it", feeding), ("it feeds", fed)):
