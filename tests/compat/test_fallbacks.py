@@ -147,11 +147,42 @@ def test_rectified_sums(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert (found.data_ptr() == second.data_ptr()) == (wanted.data_ptr() == first.data_ptr()) == in_place
 
 
-def test_shapes_without_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_without_a_dispatch_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _traced().module
     wanted = propagate(module, (1, 3, 17, 16))
-    monkeypatch.setitem(sys.modules, "torch._subclasses.fake_tensor", None)
+    monkeypatch.setitem(sys.modules, "torch.utils._python_dispatch", None)
     assert propagate(module, (1, 3, 17, 16)) == wanted
+
+
+class _Constants(nn.Module):
+    """Constants that a network makes, fills, counts and moves as it runs, and a buffer that it writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+        self.weight = nn.Parameter(torch.ones(3, 1, 1))
+        self.large = nn.Parameter(torch.ones(300, 300))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        self.seen[1:].mul_(2)
+        x = x.to(self.weight.device) * self.weight
+        kept = torch.zeros(x.shape)
+        kept[:, :, :, 1:3] = x[:, :, :, 1:3]
+        mask = torch.arange(x.shape[3], device=x.device) < 4
+        height, width = torch.tensor([2, 3]).mul_(2).tolist()
+        self.seen.copy_(x.mean((0, 2, 3)))
+        return (kept + mask + self.large.mean())[:, :, :height, :width].relu_()
+
+
+def test_shapes_of_constants_that_a_network_makes() -> None:
+    network, graph = _Constants().eval(), fx.Graph()
+    graph.output(graph.call_function(torch.neg, (graph.call_module("network", (graph.placeholder("x"),)),)))
+    module = fx.GraphModule(nn.ModuleDict({"network": network}), graph)
+    found = propagate(module, (1, 3, 17, 16))
+    assert network.seen.tolist() == [0, 0, 0]  # what a network keeps is as it was
+    shapes_of = {node.name: shape for node, shape in found.of.items()}
+    assert shapes_of == {"x": (2, 3, 17, 16)} | dict.fromkeys(("network", "neg", "output"), (2, 3, 4, 6))
 
 
 class _Norms(nn.Module):
@@ -182,7 +213,7 @@ def test_shapes_of_batch_norms_are_those_of_computed_ones(monkeypatch: pytest.Mo
     module = fx.symbolic_trace(_Norms().eval().requires_grad_(False))
     found = propagate(module, (1, 3, 9, 8))
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torch._subclasses.fake_tensor", None)
+        patch.setitem(sys.modules, "torch.utils._python_dispatch", None)
         assert propagate(module, (1, 3, 9, 8)) == found
     norm, x = nn.BatchNorm2d(8).eval(), _pictures(2, 8, 5, 4)
 
@@ -192,11 +223,11 @@ def test_shapes_of_batch_norms_are_those_of_computed_ones(monkeypatch: pytest.Mo
     monkeypatch.setattr("torch._decomp.decompositions.native_batch_norm_helper", fail, raising=False)
     for like in (x, x.to(memory_format=torch.channels_last), x.bfloat16()):
         wanted = norm(like)
-        with torch.no_grad(), compat_fx.fake_tensors():
-            made = norm(torch.empty_like(like))
+        with torch.no_grad(), compat_fx.shapes_only() as device:
+            made = norm(torch.empty_like(like, device=device))
         assert (made.shape, made.dtype, made.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
-    with torch.no_grad(), compat_fx.fake_tensors(), pytest.raises(RuntimeError, match="should contain 7 elements"):
-        norm(torch.empty(2, 7, 5, 4))
+    with torch.no_grad(), compat_fx.shapes_only() as device, pytest.raises(RuntimeError, match="should contain 7 elem"):
+        norm(torch.empty(2, 7, 5, 4, device=device))
 
 
 @pytest.mark.parametrize("taken", ["_loader", "eval_cache"])

@@ -1,4 +1,4 @@
-"""Shapes of every node's output, from fake tensors if these suffice, and how each depends on the picture."""
+"""Shapes of every node's output, without computing values if that is possible, and how each depends on the picture."""
 
 import operator
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.compat.fx import fake_tensors
+from pipeline.compat.fx import shapes_only
 from pipeline.compat.modules import attributes_kept
 from pipeline.compat.tensors import writes
 from pipeline.graph.nested import leaves
@@ -68,9 +68,9 @@ def propagate(module: fx.GraphModule, input_shape: tuple[int, ...]) -> Shapes:
     # The picture takes the dtype and device of the weights: a network can be float64, and on any device.
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        with torch.no_grad(), attributes_kept(module), fake_tensors():
-            recorder.run(torch.empty(size, device=like.device, dtype=like.dtype))
-    except Exception:  # an operator without a fake implementation: compute for real
+        with torch.no_grad(), attributes_kept(module), shapes_only() as device:
+            recorder.run(torch.empty(size, device=device or like.device, dtype=like.dtype))
+    except Exception:  # an operator whose result's shape is not known without its values: compute for real
         recorder = _Recorder(module)
         try:
             with torch.no_grad(), attributes_kept(module):
