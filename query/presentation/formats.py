@@ -20,6 +20,7 @@ from store.errors import UsageError, printable
 if TYPE_CHECKING:
     import pandas as pd
 
+_AS_THEY_ARE = (str, int, bool, type(None))
 WIDEST = 60  # characters of one cell of a table
 
 
@@ -29,7 +30,7 @@ def frame_text(frame: pd.DataFrame, form: str) -> str:
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Return rows of plain Python values, None where not known."""
-    columns = [[plain(value) for value in frame[name].tolist()] for name in frame.columns]
+    columns = [[plain(value) for value in column.tolist()] for _, column in frame.items()]
     return list(zip(*columns, strict=True))
 
 
@@ -39,7 +40,9 @@ def frame_objects(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def plain(value: Any) -> Any:
     """Turn a value into one that JSON can hold: None for NaN and NA, text for dates and infinities."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if type(value) in _AS_THEY_ARE:
+        return value
+    if type(value).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(value, float):
         return value if math.isfinite(value) else None if math.isnan(value) else str(value)

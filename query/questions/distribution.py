@@ -71,13 +71,13 @@ def quantile_images(dense: Dense, unit: Unit, k: int) -> pd.DataFrame:
     chosen = codes.around_quantiles(code, quantiles, k)
     rows = np.unique(chosen)
     column = column_of_codes(dense, unit, accepted[rows], code[rows], slice(None))  # one read for all quantiles
-    frames = []
-    for quantile, images in zip(quantiles, chosen, strict=True):
-        among = column.take(np.searchsorted(rows, images))
-        frame = _frame(unit, among.take(_falling(among)))
-        frame.insert(0, "quantile", quantile)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    around = [np.searchsorted(rows, images) for images in chosen]
+    order = [part[_falling(column.take(part))] for part in around]
+    sizes = [len(part) for part in order]
+    frame = _frame(unit, column.take(np.concatenate(order)))
+    frame["rank"] = np.concatenate([np.arange(1, size + 1) for size in sizes])
+    frame.insert(0, "quantile", np.repeat(quantiles, sizes))
+    return frame
 
 
 def _falling(column: UnitColumn) -> NDArray[np.intp]:

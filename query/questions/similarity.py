@@ -8,20 +8,26 @@ docs/store.md states how many of the true answers are found.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from query.questions.columns import ranked_images, unit_columns
+from query.record.codebook import Codes
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
 from query.record.unit import Unit
 from store import codes, layout
 from store.codes import CODES
 
+Float = TypeVar("Float", np.float32, np.float64)
+
 _ALL_UNITS, _ALL_IMAGES = 1 << 28, 1 << 24  # codes that are compared in full; with more, candidates are chosen first
 _UNITS, _IMAGES = 200, 4000  # candidates, or ten times k if that is more
+_IMAGES_SUMMED_BY_CODE = 1 << 14  # with fewer images, decoding many units together is quicker
+_DECODED_AT_ONCE = 1 << 17  # values: they stay in a processor's cache
 _IMAGES_AT_ONCE = 8192  # images of a layer decoded together: 64 MiB for 2,048 units
 
 
@@ -74,12 +80,30 @@ def correlations(dense: Dense, unit: Unit, units: NDArray[np.int64]) -> NDArray[
         spread = sd * book.moments[1][channels]
         exact = run.statistics.max_sd[units[rows]] * run.statistics.max_sd[unit.index]
         covariance = np.empty(len(rows))
-        for i, other_code in dense.rows(layer, "max", channels):  # weights are summed by code: nothing is decoded
-            covariance[i] = np.bincount(other_code, weights, minlength=CODES) @ book.means[channels[i]] / run.n
+        for part, block in dense.blocks(layer, "max", channels):
+            covariance[part] = _weighted_sums(book.means, channels[part], block, weights) / run.n
         varies = (spread > 0) & (exact > 0)
         result[rows[varies]] = covariance[varies] * exact[varies] / spread[varies] ** 2
     clipped: NDArray[np.float64] = np.clip(result, -1, 1)
     return clipped
+
+
+def _weighted_sums(
+    means: NDArray[np.float32], channels: NDArray[np.int64], code: Codes, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weighted sum over images of the decoded values of some channels, whose codes are given: float64 [n].
+
+    `code` is uint8 [n, images]. With more images than codes, weights are summed by code, and nothing is decoded.
+    """
+    if code.shape[1] > _IMAGES_SUMMED_BY_CODE:
+        by_code = (np.bincount(of_unit, weights, minlength=CODES) for of_unit in code)
+        return np.array([sums @ means[channel] for sums, channel in zip(by_code, channels, strict=True)])
+    sums = np.empty(len(code))
+    step = max(1, _DECODED_AT_ONCE // max(code.shape[1], 1))
+    for first in range(0, len(code), step):
+        rows = slice(first, first + step)
+        sums[rows] = _decoded(means[channels[rows]].astype(np.float64), code[rows]) @ weights
+    return sums
 
 
 def _likely(
@@ -177,9 +201,9 @@ def _cosines(rows: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.fl
     return cosines
 
 
-def _decoded(table: NDArray[np.float32], code: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Look codes [C, n] up in a table [C, 256]: float32 [C, n]."""
-    flat: NDArray[np.float32] = table.ravel()[code + np.arange(len(code), dtype=np.int32)[:, None] * codes.CODES]
+def _decoded(table: NDArray[Float], code: Codes) -> NDArray[Float]:
+    """Look codes [C, n] up in a table [C, 256]: [C, n]."""
+    flat: NDArray[Float] = table.ravel()[code + np.arange(len(code), dtype=np.int32)[:, None] * codes.CODES]
     return flat
 
 

@@ -100,10 +100,11 @@ def activations(dense: Dense, unit: Unit) -> pd.DataFrame:
 def examples(unit: Unit, direction: str, boxes: bool = False) -> pa.Table:
     """Read a unit's rows of `top_examples` by rank. `direction` is highest or lowest."""
     columns = ["rank", "image_id", "value", "mean", "y", "x"]
-    columns += ["box_y0", "box_x0", "box_y1", "box_x1"] if boxes else []
+    box = ["box_y0", "box_x0", "box_y1", "box_x1"]  # read in any case: the next question then finds them in memory
     table = unit.run.lookup(unit.run.only("top_examples")).rows(
-        columns, {"layer": unit.layer.name, "channel": unit.channel, "direction": direction}
+        columns + box, {"layer": unit.layer.name, "channel": unit.channel, "direction": direction}
     )
+    table = table if boxes else table.select(columns)
     return _placed(table.set_column(0, "rank", pa.array(table["rank"].to_numpy().astype(np.int32))))
 
 

@@ -100,20 +100,21 @@ class Dense:
         of_unit: Codes = self._by_unit(layer, statistic)[channel, images]
         return of_unit
 
-    def rows(self, layer: Layer, statistic: Statistic, channels: NDArray[np.int64]) -> Iterator[tuple[int, Codes]]:
-        """Yield each index into `channels` (rising) with that channel's codes over all images.
+    def blocks(self, layer: Layer, statistic: Statistic, channels: NDArray[np.int64]) -> Iterator[tuple[slice, Codes]]:
+        """Yield parts of `channels` (rising), each with the codes of these channels over all images: uint8 [n, images].
 
         Neighbouring channels are read together where most of the layer is asked for.
         """
         data, images = self._by_unit(layer, statistic), max(len(self.run.images.accepted), 1)
         step = max(1, _AT_ONCE // images)
         if len(channels) < layer.channels // 2 or step == 1:
-            yield from ((i, data[int(channel)]) for i, channel in enumerate(channels))
+            yield from ((slice(i, i + 1), data[int(channel)][None]) for i, channel in enumerate(channels))
             return
         for first in range(0, layer.channels, step):
             block = data[first : first + step]
-            for i in range(*np.searchsorted(channels, [first, first + step])):
-                yield i, block[channels[i] - first]
+            part = slice(*np.searchsorted(channels, [first, first + step]).tolist())
+            chosen = channels[part]
+            yield part, block if len(chosen) == len(block) else block[chosen - first]
 
     def layer_codes(self, layer: Layer, images: slice) -> Codes:
         """Return the codes of the maxima of a layer's units on a range of image ids: uint8 [C, images]."""
