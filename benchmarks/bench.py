@@ -89,21 +89,28 @@ def options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1, say: str = ""
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: int = 1,
+    say: str = "",
+    prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, Samples]:
     """Time the sides in turn, round after round. Rounds in which other processes used the machine are discarded.
 
-    A side does the same amount of work in every call. A call should take at least 0.2 s, because the kernel counts the
+    Every second round goes through the sides backwards, so that none is always the first. `prepare` is called before
+    each call of a side, and is not timed. A side does the same amount of work in every call. A call should take at least 0.2 s, because the kernel counts the
     time of other processes in hundredths of a second. Raises SystemExit if too few rounds were undisturbed.
     """
     for side in sides.values():
         for _ in range(warm):
+            prepare()
             side()
     kept: list[dict[str, float]] = []
     tried = 0
     while len(kept) < rounds and tried < rounds * TRIES:
         tried += 1
-        timings = {name: _timed(side) for name, side in sides.items()}
+        order = list(sides) if tried % 2 else list(sides)[::-1]
+        timings = {name: _timed(sides[name], prepare) for name in order}
         if all(quiet for _, quiet in timings.values()):
             kept.append({name: seconds for name, (seconds, _) in timings.items()})
         _progress(f"{say}: {len(kept)}/{rounds} rounds, {tried - len(kept)} discarded")
@@ -113,7 +120,8 @@ def interleaved(
     return {name: Samples(tuple(r[name] for r in kept)) for name in sides}
 
 
-def _timed(side: Callable[[], object]) -> tuple[float, bool]:
+def _timed(side: Callable[[], object], prepare: Callable[[], object]) -> tuple[float, bool]:
+    prepare()
     others = _others()
     began = time.perf_counter()
     side()

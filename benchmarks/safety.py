@@ -50,16 +50,19 @@ def scans(folder: Path, images: int, rounds: int, report: Report) -> None:
     indexed, root = folder / "indexed", folder / "store"
     driver.run(Job(config, indexed, progress=False), ("index", "calibrate"))
 
-    def scan() -> None:
+    def fresh() -> None:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(indexed, root)
+        os.sync()  # what the side before has written must not be waited for by the next
+
+    def scan() -> None:
         driver.run(Job(config, root, progress=False), ("scan",))
 
     def bare() -> None:
         with unguarded():
             scan()
 
-    found = interleaved({"with": scan, "without": bare}, rounds, say="scan")
+    found = interleaved({"with": scan, "without": bare}, rounds, say="scan", prepare=fresh)
     ratio = found["with"].over(found["without"])
     for side, samples in found.items():
         report.add(f"scan of {images} photographs", side, samples.median, samples.spread)

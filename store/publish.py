@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 TEMPORARY = intents.TEMPORARY
+_synced_entries: set[tuple[str, int, int]] = set()  # folders by path, device and inode
 
 # Failures to write that a person has to see to. Trying again elsewhere would not help.
 _UNWRITABLE = frozenset(
@@ -293,10 +295,19 @@ def _make_folders(folder: Path) -> None:
 
 
 def _sync_upward(root: Path, folder: Path) -> None:
-    """Sync a folder of a store and those above it, up to the root. Another process may have made them just now."""
+    """Sync a folder of a store, and its entry in the folder above it, and so on up to the root.
+
+    Another process may have made these folders just now. An entry that this process has synced lasts as long as the
+    folder, so it is not synced again.
+    """
+    _sync_folder(folder)
     upward = [folder, *folder.parents]
-    for above in upward[: upward.index(root) + 1]:
-        _sync_folder(above)
+    for below, above in pairwise(upward[: upward.index(root) + 1]):
+        status = below.stat()
+        entry = (str(below.absolute()), status.st_dev, status.st_ino)
+        if entry not in _synced_entries:
+            _sync_folder(above)
+            _synced_entries.add(entry)
 
 
 def _link(root: Path, place: str, new: Record) -> Record:
