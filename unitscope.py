@@ -61,6 +61,7 @@ COMMANDS = {
     "top-images": ("query.commands.cli", "Which images fire this unit most?"),
     "similar": ("query.commands.cli", "Units like a unit, or images like an image."),
     "ask": ("query.commands.ask", "The other named questions: both, separating-units, compare, ..."),
+    "explain": ("query.commands.explain", "Why the network says this about a picture, and not that."),
     "unit": ("query.commands.cli", "Everything known about one unit, with a contact sheet."),
     "explore": ("query.commands.explore", "From a model's name and a folder of pictures to the page."),
     "serve": ("query.commands.serve", "Look through a store in a browser."),

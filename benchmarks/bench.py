@@ -19,6 +19,10 @@ BUSY = 0.08  # share of one core; a round is discarded if other processes use mo
 TRIES = 3  # rounds that are tried at most, for each round that is wanted
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Samples:
     """The seconds of one side: one number per round that was kept, in order."""
@@ -93,13 +97,14 @@ def interleaved(
     rounds: int,
     warm: int = 1,
     say: str = "",
-    prepare: Callable[[], object] = lambda: None,
+    prepare: Callable[[], object] = _nothing,
 ) -> dict[str, Samples]:
     """Time the sides in turn, round after round. Rounds in which other processes used the machine are discarded.
 
     Every second round goes through the sides backwards, so that none is always the first. `prepare` is called before
-    each call of a side, and is not timed. A side does the same amount of work in every call. A call should take at least 0.2 s, because the kernel counts the
-    time of other processes in hundredths of a second. Raises SystemExit if too few rounds were undisturbed.
+    each call of a side, and is not timed. A side does the same amount of work in every call. A call should take at
+    least 0.2 s, because the kernel counts the time of other processes in hundredths of a second. Raises SystemExit if
+    too few rounds were undisturbed.
     """
     for side in sides.values():
         for _ in range(warm):
@@ -120,7 +125,7 @@ def interleaved(
     return {name: Samples(tuple(r[name] for r in kept)) for name in sides}
 
 
-def _timed(side: Callable[[], object], prepare: Callable[[], object]) -> tuple[float, bool]:
+def _timed(side: Callable[[], object], prepare: Callable[[], object] = _nothing) -> tuple[float, bool]:
     prepare()
     others = _others()
     began = time.perf_counter()

@@ -47,10 +47,10 @@ def number(name: str, value: Any) -> float:
     return found
 
 
-def one_of(by: Any, allowed: Sequence[str]) -> None:
-    """Raise UsageError unless `by` is one of the allowed words."""
-    if not isinstance(by, str) or by not in allowed:
-        raise UsageError(f"by={shown(by)}: expected one of {', '.join(allowed)}")
+def one_of(value: Any, allowed: Sequence[str], name: str = "by") -> None:
+    """Raise UsageError unless a value is one of the allowed words. `name` is the argument's."""
+    if not isinstance(value, str) or value not in allowed:
+        raise UsageError(f"{name}={shown(value)}: expected one of {', '.join(allowed)}")
 
 
 def text(what: str, value: Any) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from pipeline.explain import Explanation, Suffix
     from pipeline.graph import Layer
     from pipeline.models import Model
     from pipeline.scan.batch_statistics import BatchStatistics
@@ -81,6 +82,7 @@ class Probe:
         self.dense, self.run = dense, dense.run
         self._maps_lock = threading.Lock()
         self._map: NDArray[np.float32]  # what the tap of `maps` found
+        self._suffix: Suffix | None = None  # of the layer that was explained last
         self._model: Model = _open(self.run, model_code)
         settings = _settings(self.run)
         self._batch: int = settings["scan"]["batch_size"]
@@ -156,6 +158,45 @@ class Probe:
             (wanted,) = (one for one in self._measure.layers if one.name == layer)
             graph.with_taps(self._measure.network, [wanted], tap)(self._measure.input(torch.from_numpy(pixels[None])))
             return self._map
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the network's outputs; empty if it has none."""
+        return tuple(self._model.labels or ())
+
+    def logits(self, pixels: NDArray[np.uint8], layer: str) -> NDArray[np.float32]:
+        """Return the logits of one picture, uint8 [channels, H, W]: float32 [classes]. `layer` is explained next."""
+        import torch
+
+        suffix = self._suffix_of(layer)
+        state = suffix.state(torch.from_numpy(pixels[None]))
+        with torch.no_grad():
+            found: NDArray[np.float32] = suffix.logits(state, state.value, torch.zeros(1, dtype=torch.int64))[0].numpy()
+        return found
+
+    def explain(
+        self,
+        pixels: NDArray[np.uint8],
+        layer: str,
+        target: int,
+        against: int | None,
+        method: str,
+        baseline: NDArray[np.float32] | None,
+        groups: int,
+        ablate: int,
+    ) -> Explanation:
+        """Explain one picture, uint8 [channels, H, W], by one layer: see `pipeline.explain.explain`."""
+        from pipeline.explain import explain
+
+        return explain(self._suffix_of(layer), pixels, target, against, method, baseline, groups, ablate)
+
+    def _suffix_of(self, name: str) -> Suffix:
+        from pipeline.explain import Suffix
+
+        if self._suffix is None or self._suffix.layer.name != name:
+            (layer,) = (one for one in self._measure.layers if one.name == name)
+            self._suffix = Suffix(self._model, layer)
+        return self._suffix
 
     def _measured(self, pixels: NDArray[np.uint8]) -> BatchStatistics:
         """Measure as the scan did: in a batch of the scan's size, on one thread.

@@ -46,6 +46,7 @@ from store.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from query.explanation import Explained
     from query.live import Probe
 
 
@@ -372,6 +373,36 @@ class Scope:
 
         asked = self._unit(unit, model, dataset)
         return contact_sheet(self._dense_of(asked), asked)
+
+    def explain(
+        self,
+        image: ImageName,
+        target: ClassName | None = None,
+        against: ClassName | None = None,
+        layer: str | None = None,
+        method: str = "integrated",
+        baseline: str = "mean",
+        groups: int = 6,
+        *,
+        model: str | None = None,
+        dataset: str | None = None,
+    ) -> Explained:
+        """Explain why the network says one class about a picture, and not another; the model runs on it.
+
+        target, against: classes of the network's output, by index or label; by default the first two predictions.
+        against="" explains the target's logit alone. `layer`: the layer whose units and positions the score is
+        attributed to; by default the last one with a map. method: "integrated" (integrated gradients), "patching" (the
+        gradient times the distance from the baseline) or "gradient" (gradient x activation). baseline: "mean" (each
+        unit's mean over the dataset) or "zero". The result has the frames predictions, units, positions and groups, the
+        arrays (`values`), `sentences` that say what the numbers mean, and `sheet()`, a picture of all of it.
+        """
+        from query.explanation import explained
+
+        run, source = resolve.find_image(self._runs(model, dataset), image)
+        count = arguments.whole("groups", groups)
+        return explained(
+            self._dense[run.name], self.probe(run), image, source, target, against, layer, method, baseline, count
+        )
 
     def close(self) -> None:
         """Close all files and end the process that answers SQL. A closed store answers nothing more."""

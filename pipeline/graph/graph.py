@@ -91,6 +91,11 @@ class Graph:
         first = {node: node_axes.roles[:1] for node, node_axes in self._axes.items() if node in self._real}
         return {node.name: prod(shape[1:]) for node, shape in self._shapes.items() if first.get(node) == "n"}
 
+    @cached_property
+    def sized(self) -> frozenset[str]:
+        """The names of nodes whose values follow from the size of the batch of pictures, and not from their pixels."""
+        return frozenset(node.name for node, level in self._depends.items() if level == 0)
+
     def cost(self, layer: Layer) -> int:
         """Estimate a forward and backward pass from the picture to this layer, in multiply-accumulates."""
         return cost.up_to(next(node for node in self._nodes if node.name == layer.node), self._costs)

@@ -95,7 +95,7 @@ def with_taps(module: fx.GraphModule, layers: Sequence[Layer], tap: Tap) -> fx.G
         name = attach(fresh, f"tap_{node.name}", _Tapped(by_node[node.name], tap))
         with fresh.graph.inserting_after(nodes[node.name]):
             taps.append(fresh.graph.call_module(name, (nodes[node.name],)))
-    _remove_unneeded(fresh, taps)
+    remove_unneeded(fresh, taps)
     return fresh
 
 
@@ -119,7 +119,7 @@ def truncated(module: fx.GraphModule, layers: Layer | Sequence[Layer]) -> fx.Gra
         outputs.append(node)
     output = next(iter(reversed(fresh.graph.nodes)))
     output.args = (outputs[0] if isinstance(layers, Layer) else tuple(outputs),)
-    _remove_unneeded(fresh, outputs)
+    remove_unneeded(fresh, outputs)
     return fresh
 
 
@@ -191,7 +191,7 @@ def _nodes_named(module: fx.GraphModule, names: Collection[str]) -> list[fx.Node
     return nodes
 
 
-def _remove_unneeded(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> None:
+def remove_unneeded(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> None:
     """Remove nodes after the last wanted one, and nodes that lead to no wanted one.
 
     Taps and in-place operations before the last wanted node stay.

@@ -1,0 +1,199 @@
+"""A page that shows why a network said what it said about a picture: the map, the units for and against, the groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from query.presentation import drawing
+from query.presentation.cropping import from_dataset
+from query.presentation.drawing import FAINT, INK, Canvas, Color
+from query.presentation.formats import frame_objects
+from query.questions import unit_column
+from query.record import stored_pictures
+from query.record.stored_pictures import Example
+from query.record.unit import Unit
+
+if TYPE_CHECKING:
+    from query.explanation import Explained
+
+MARGIN, GAP = 36, 16
+PICTURE, TILE, SMALL = 300, 150, 72
+ACROSS = 4  # units in a line: each has its visualization and a photograph side by side
+WIDTH = 2 * MARGIN + ACROSS * 2 * TILE + (ACROSS - 1) * GAP + ACROSS * 2
+LINE, HEADING = 22, 34
+FOR: Color = (214, 73, 51)
+AGAINST: Color = (42, 106, 180)
+
+
+def explanation_sheet(explained: Explained) -> Image.Image:
+    """Draw the sheet: RGB, WIDTH pixels wide and as high as it needs to be."""
+    units = explained.units
+    most = explained_count(explained)
+    speaking = units[units["attribution"] > 0].head(most)
+    opposed = units[units["attribution"] < 0].tail(most).iloc[::-1]
+    said = [line for sentence in explained.sentences for line in _lines(sentence, 15, WIDTH - 2 * MARGIN)]
+    groups = len(explained.values.groups.loadings)
+    heights = (
+        96, PICTURE + 40, LINE * len(said) + GAP, *(_height(len(rows)) for rows in (speaking, opposed)),
+        HEADING + TILE + SMALL + 3 * LINE + GAP if groups else 0,
+    )  # fmt: skip
+    canvas = Canvas.blank(WIDTH, sum(heights) + MARGIN)
+    y = 0
+    _header(canvas, explained)
+    y += heights[0]
+    _pictures(canvas, explained, y)
+    y += heights[1]
+    for row, line in enumerate(said):
+        canvas.text(MARGIN, y + row * LINE, line, 15)
+    y += heights[2]
+    target = explained.class_name(explained.values.target)
+    other = "it" if explained.values.against is None else explained.class_name(explained.values.against)
+    _units(canvas, explained, y, f"Units that speak for {target}", FOR, speaking)
+    y += heights[3]
+    _units(canvas, explained, y, f"Units that speak {'against' if other == 'it' else 'for'} {other}", AGAINST, opposed)
+    y += heights[4]
+    if groups:
+        _groups(canvas, explained, y)
+    return canvas.image
+
+
+def explained_count(explained: Explained) -> int:
+    """Return how many units to show on each side: those that were ablated, in whole lines."""
+    return min(ACROSS, max(len(explained.values.ablations) // 2, 1))
+
+
+def _height(units: int) -> int:
+    return (HEADING + TILE + 3 * LINE + GAP) if units else HEADING + LINE
+
+
+def _lines(sentence: str, size: int, width: float) -> list[str]:
+    return drawing.wrapped(sentence.split(" "), size, width, " ")
+
+
+def _header(canvas: Canvas, explained: Explained) -> None:
+    run, layer = explained.dense.run, explained.layer
+    canvas.text(MARGIN, MARGIN - 8, f"Why {explained.question}?", 28, width=WIDTH - 2 * MARGIN)
+    words = (
+        f"{explained.image}    {run.model}, layer {layer.name}, {layer.channels:,} units, "
+        f"map {layer.height} x {layer.width}"
+    )
+    canvas.text(MARGIN, MARGIN + 30, words, 15, FAINT, WIDTH - 2 * MARGIN)
+
+
+def _pictures(canvas: Canvas, explained: Explained, y: int) -> None:
+    picture = _square(Image.fromarray(explained.pixels), PICTURE)
+    canvas.image.paste(picture, (MARGIN, y))
+    by_position = explained.values.by_position
+    canvas.image.paste(signed_map(picture, by_position), (MARGIN + PICTURE + GAP, y))
+    canvas.text(MARGIN, y + PICTURE + 8, "as the network saw it", 14, FAINT)
+    x = MARGIN + PICTURE + GAP
+    canvas.text(x, y + PICTURE + 8, "red: adds to the score, blue: takes from it", 14, FAINT)
+    x += PICTURE + 2 * GAP
+    width = WIDTH - MARGIN - x
+    canvas.text(x, y, "What the network says", 18)
+    for place, row in enumerate(frame_objects(explained.predictions)):
+        top = y + HEADING + place * 44
+        color = (
+            FOR
+            if row["class_index"] == explained.values.target
+            else (AGAINST if row["class_index"] == explained.values.against else drawing.BAR)
+        )
+        canvas.text(x, top, row["label"], 15, width=width - 90)
+        canvas.text(x + width, top, f"{row['probability']:.1%}", 15, FAINT, anchor="ra")
+        canvas.draw.rectangle((x, top + 22, x + max(width * row["probability"], 1), top + 28), color)
+
+
+def _units(canvas: Canvas, explained: Explained, y: int, title: str, color: Color, rows: pd.DataFrame) -> None:
+    canvas.text(MARGIN, y, title, 18, color)
+    if not len(rows):
+        canvas.text(MARGIN, y + HEADING, "none in this layer", 15, FAINT)
+        return
+    for column, row in enumerate(frame_objects(rows)):
+        unit = explained.unit(row["channel"])
+        left, top = MARGIN + column * (2 * TILE + GAP), y + HEADING
+        canvas.image.paste(visualization(unit, TILE), (left, top))
+        canvas.image.paste(photograph(unit, TILE), (left + TILE + 2, top))
+        top += TILE + 6
+        canvas.text(left, top, unit.name, 15, width=2 * TILE)
+        canvas.text(
+            left, top + LINE, f"attribution {row['attribution']:+.3g}, without: {row['ablation']:+.3g}", 14, INK
+        )
+        canvas.text(
+            left, top + 2 * LINE, f"fires {row['value']:.3g}, as much on {row['tail_p']:.1%} of pictures", 14, FAINT
+        )
+
+
+def _groups(canvas: Canvas, explained: Explained, y: int) -> None:
+    canvas.text(MARGIN, y, "Units that fire together here", 18)
+    values = explained.values
+    _, height, width = values.activations.shape
+    picture = _square(Image.fromarray(explained.pixels), TILE)
+    each = (WIDTH - 2 * MARGIN) // max(len(values.groups.loadings), 1)
+    for index, (row, units) in enumerate(
+        zip(frame_objects(explained.groups), explained.units_of_groups(3), strict=True)
+    ):
+        left, top = MARGIN + index * each, y + HEADING
+        strength = values.groups.strength[:, index].reshape(height, width)
+        canvas.image.paste(shown_where(picture, strength), (left, top))
+        side = min(SMALL, (each - GAP) // 3)
+        for place, channel in enumerate(units):
+            tile = visualization(explained.unit(channel), side)
+            canvas.image.paste(tile, (left + place * (side + 2), top + TILE + 4))
+        top += TILE + SMALL + 8
+        canvas.text(left, top, f"{row['attribution']:+.3g}, without: {row['ablation']:+.3g}", 14, width=each - 4)
+        canvas.text(left, top + LINE, "units " + ", ".join(map(str, units)), 13, FAINT, each - 4)
+
+
+def visualization(unit: Unit, side: int) -> Image.Image:
+    """Return a unit's feature visualization, or a grey square that says that it was not rendered."""
+    if unit.run.has("visualizations"):
+        rows = unit.run.lookup(unit.run.only("visualizations")).rows(
+            ("kind", "direction", "repeat"), {"layer": unit.layer.name, "channel": unit.channel}
+        )
+        for row in rows.to_pylist():
+            if row["direction"] == "positive":
+                pixels = stored_pictures.visualization(unit, row["kind"], row["direction"], row["repeat"])
+                return Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+    tile = Canvas.blank(side, side)
+    tile.draw.rectangle((0, 0, side, side), drawing.EMPTY)
+    if side >= 100:
+        tile.text(side / 2, side / 2, "not rendered", 13, FAINT, anchor="mm")
+    return tile.image
+
+
+def photograph(unit: Unit, side: int) -> Image.Image:
+    """Return the photograph that fires a unit most, with its activation."""
+    ids = unit_column.examples(unit, "highest")["image_id"].to_numpy()[:1]
+    (kept,) = stored_pictures.examples(unit, ids, maps=True) if len(ids) else [None]
+    if kept is None and len(ids):
+        image = from_dataset(unit.run, int(ids[0]))
+        kept = Example(np.asarray(image), None) if image else None
+    return drawing.example_tile(kept, side, None, unit.run.input_size)
+
+
+def signed_map(picture: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """Lay a map over a picture in grey: red where it is positive, blue where negative; the largest size is opaque."""
+    size = float(np.abs(values).max()) or 1.0
+    grown = Image.fromarray((values / size).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    share = np.clip(np.asarray(grown), -1, 1)[..., None]
+    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32) * 0.6 + 90
+    color = np.where(share > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
+    alpha = np.abs(share) ** 0.8 * 0.8
+    return Image.fromarray((grey * (1 - alpha) + color * alpha).clip(0, 255).astype(np.uint8))
+
+
+def shown_where(picture: Image.Image, strength: NDArray[np.float32]) -> Image.Image:
+    """Darken a picture where a group is weak."""
+    size = float(strength.max()) or 1.0
+    grown = Image.fromarray((strength / size).astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    light = 0.15 + 0.85 * np.clip(np.asarray(grown), 0, 1)[..., None]
+    return Image.fromarray((np.asarray(picture, np.float32) * light).astype(np.uint8))
+
+
+def _square(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.LANCZOS)
