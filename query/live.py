@@ -190,6 +190,19 @@ class Probe:
 
         return explain(self._suffix_of(layer), pixels, target, against, method, baseline, groups, ablate)
 
+    def render_directions(self, layer: str, vectors: NDArray[np.float32], steps: int) -> NDArray[np.uint8]:
+        """Render what directions of a layer, float32 [n, C], look for, in one batch: uint8 [n, 128, 128, 3].
+
+        A bar on standard error shows the progress.
+        """
+        import torch
+
+        from pipeline.featurevis import direction
+
+        found = direction(self._model, layer, torch.from_numpy(vectors), steps=steps)
+        images: NDArray[np.uint8] = found.images
+        return images
+
     def _suffix_of(self, name: str) -> Suffix:
         from pipeline.explain import Suffix
 

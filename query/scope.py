@@ -46,7 +46,7 @@ from store.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from query.explanation import Explained
+    from query.explanation.explained import Explained
     from query.live import Probe
 
 
@@ -383,6 +383,7 @@ class Scope:
         method: str = "integrated",
         baseline: str = "mean",
         groups: int = 6,
+        render: int = 0,
         *,
         model: str | None = None,
         dataset: str | None = None,
@@ -393,16 +394,21 @@ class Scope:
         against="" explains the target's logit alone. `layer`: the layer whose units and positions the score is
         attributed to; by default the last one with a map. method: "integrated" (integrated gradients), "patching" (the
         gradient times the distance from the baseline) or "gradient" (gradient x activation). baseline: "mean" (each
-        unit's mean over the dataset) or "zero". The result has the frames predictions, units, positions and groups, the
-        arrays (`values`), `sentences` that say what the numbers mean, and `sheet()`, a picture of all of it.
+        unit's mean over the dataset) or "zero". `render`: so many steps of feature visualization for the groups and
+        the units shown, a minute for 128; by default only stored pictures are shown. The result has the frames
+        predictions, units, positions and groups, the arrays (`values`), `sentences` that say what the numbers mean,
+        and `sheet()`, a picture of all of it.
         """
-        from query.explanation import explained
+        from query.explanation.explained import explained
 
         run, source = resolve.find_image(self._runs(model, dataset), image)
-        count = arguments.whole("groups", groups)
+        count, steps = arguments.whole("groups", groups), arguments.whole("render", render)
+        if min(count, steps) < 0:
+            raise UsageError("groups and render are 0 or more")
         return explained(
-            self._dense[run.name], self.probe(run), image, source, target, against, layer, method, baseline, count
-        )
+            self._dense[run.name], self.probe(run), image, source, target, against, layer, method, baseline, count,
+            steps,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close all files and end the process that answers SQL. A closed store answers nothing more."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from pipeline.graph import Layer
+from pipeline.graph.nested import with_tensors
 from pipeline.graph.splitting import split
 from pipeline.models import Model
 from pipeline.scan.measurer import folded_network
@@ -89,7 +89,7 @@ class Suffix:
         """Return what else the suffix needs, for rows that belong to these pictures."""
         follow = self._computed_for(len(pictures)) if any(self._follows) else state.beside
         return [
-            of_rows if follows else tree_map_only(Tensor, lambda x: x[pictures], of_pictures)
+            of_rows if follows else with_tensors(of_pictures, lambda x: x[pictures])
             for follows, of_rows, of_pictures in zip(self._follows, follow, state.beside, strict=True)
         ]
 
@@ -119,8 +119,8 @@ class Suffix:
         Other values of the node, such as class tokens, stay as they are.
         """
         rows = values.expand(len(maps), *values.shape[1:]).clone(memory_format=torch.contiguous_format)
-        place = self.map(torch.arange(rows[0].numel()).reshape(1, *rows.shape[1:])).reshape(-1)
-        rows.view(len(rows), -1)[:, place] = maps.reshape(len(maps), -1)
+        place = self.map(torch.arange(values[0].numel()).reshape(1, *values.shape[1:])).reshape(-1)
+        rows.flatten(1)[:, place] = maps.flatten(1)
         return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -17,6 +17,19 @@ def leaves(value: Any) -> Iterator[Any]:
     else:
         for _, part in parts(value):
             yield from leaves(part)
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value with every tensor in its lists, tuples and mappings changed. Anything else stays as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: with_tensors(part, change) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(with_tensors(part, change) for part in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_tensors(part, change) for part in value)
+    return value
 
 
 def parts(value: Any) -> list[tuple[Any, Any]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
+from torch import fx
 
+from pipeline.graph.nested import with_tensors
 from pipeline.graph.surgery import copied, remove_unneeded
 from store.errors import UsageError
 
@@ -86,7 +86,7 @@ def _second(module: fx.GraphModule, start: fx.Node, beside: Sequence[fx.Node], a
 
 def copies(values: Any) -> Any:
     """Return a copy of every tensor in a value, through which gradients flow."""
-    return tree_map_only(Tensor, torch.clone, values)
+    return with_tensors(values, torch.clone)
 
 
 def _item(values: Sequence[Any], index: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from query.commands.question_command import model_code_option, open_scope, run_options, store_argument
-from query.explanation_terms import BASELINES, METHODS
+from query.explanation.terms import BASELINES, METHODS
 
 
 @click.command()
@@ -25,6 +25,8 @@ from query.explanation_terms import BASELINES, METHODS
               help="What the layer is compared with: each unit's mean over the dataset, or zero.")  # fmt: skip
 @click.option("--groups", type=click.IntRange(min=0, max=12), default=6, show_default=True,
               help="How many groups of units to look for on the picture.")  # fmt: skip
+@click.option("--render", type=click.IntRange(min=0), default=0, metavar="STEPS", show_default=True,
+              help="Render the groups and the units shown in so many steps; 128 take a minute or two.")  # fmt: skip
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many units of each side.")
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the sheet into this file.")
 @run_options
@@ -39,6 +41,7 @@ def explain(
     method: str,
     baseline: str,
     groups: int,
+    render: int,
     k: int,
     save: Path | None,
     form: str,
@@ -68,8 +71,9 @@ def explain(
         raise UsageError("--alone explains the target against no other class: leave --against out")
     with open_scope(store, allow_model_code) as scope:
         found = scope.explain(
-            image, target, "" if alone else against, layer, method, baseline, groups, model=model, dataset=dataset
-        )
+            image, target, "" if alone else against, layer, method, baseline, groups, render,
+            model=model, dataset=dataset,
+        )  # fmt: skip
         units = found.units
         shown = units if 2 * k >= len(units) else units.iloc[[*range(k), *range(len(units) - k, len(units))]]
         frames = {"predictions": found.predictions, "units": shown, "groups": found.groups}

@@ -1,30 +1,21 @@
-"""Why the network said what it said about one picture: tables, sentences and a sheet, for one layer of a run."""
+"""What is known of why a network said what it said about one picture: tables and sentences, for one layer of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from query import arguments, live, resolve
-from query.explanation_terms import BASELINES, METHODS
 from query.questions.columns import unit_columns
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
 from query.record.unit import Unit
-from query.resolve import ClassName, ImageName
-from store.errors import UsageError, unknown
-from store.unit_name import whole_number
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from pipeline.explain import Explanation
-    from query.live import Probe
 
 SHOWN = 5  # units on each side that are ablated
 _NAMES = {
@@ -35,23 +26,36 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Explained:
+class Facts:
     """One picture, explained by one layer of a run.
 
     `values` has the arrays: attributions and activations float32 [C, H, W], the neuron groups, the logits. `pixels`
-    uint8 [H, W, 3] is the picture as the network saw it.
+    uint8 [H, W, 3] is the picture as the network saw it. `unit_pictures` and `group_pictures` are feature
+    visualizations that were rendered for this explanation, uint8 [h, w, 3] by channel and by group, if asked for.
     """
 
     dense: Dense
     layer: Layer
     image: str
+    image_id: int | None
     pixels: NDArray[np.uint8]
     baseline: str
     labels: tuple[str, ...]
     values: Explanation
+    unit_pictures: dict[int, NDArray[np.uint8]]
+    group_pictures: dict[int, NDArray[np.uint8]]
 
     def class_name(self, index: int) -> str:
         return self.labels[index].split(",")[0] if index < len(self.labels) else f"class {index}"
+
+    @property
+    def title(self) -> str:
+        target = self.class_name(self.values.target)
+        return (
+            f"Why {target}?"
+            if self.values.against is None
+            else (f"Why {target}, and not {self.class_name(self.values.against)}?")
+        )
 
     @property
     def question(self) -> str:
@@ -132,6 +136,29 @@ class Explained:
         """Return the k channels with the largest loadings of each group."""
         return [np.argsort(-np.abs(row), kind="stable")[:k].tolist() for row in self.values.groups.loadings]
 
+    def strongest_units(self, most: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the unit that fires most at each place, by its own spread over positions, and how strong the place is.
+
+        int64 [h, w] channels and float64 [h, w], the length of the place's vector over the greatest length. A map of
+        more than `most` rows or columns is cut into as many cells, and the strongest place of each counts.
+        """
+        activations = self.values.activations.astype(np.float64)
+        mean, variance = moments(self.dense.run, self.layer)
+        z = (activations - mean[:, None, None]) / np.sqrt(np.maximum(variance, 1e-12))[:, None, None]
+        z[variance <= 0] = -np.inf
+        length = np.sqrt((activations**2).sum(0))
+        length /= max(float(length.max()), 1e-30)
+        rows, columns = (min(most, side) for side in length.shape)
+        channel, strength = np.zeros((rows, columns), np.int64), np.zeros((rows, columns))
+        down, across = (np.linspace(0, side, cells + 1).astype(int) for side, cells in
+                        zip(length.shape, (rows, columns), strict=True))  # fmt: skip
+        for y, x in np.ndindex(rows, columns):
+            cell = length[down[y] : down[y + 1], across[x] : across[x + 1]]
+            at = np.unravel_index(int(cell.argmax()), cell.shape)
+            channel[y, x] = z[:, down[y] + at[0], across[x] + at[1]].argmax()
+            strength[y, x] = cell[at]
+        return channel, strength
+
     @property
     def sentences(self) -> list[str]:
         """Return what the numbers say and do not say, one sentence for each."""
@@ -173,93 +200,10 @@ class Explained:
     def unit(self, channel: int) -> Unit:
         return Unit(self.dense.run, self.layer, channel)
 
-    def sheet(self) -> Image.Image:
-        """Draw everything on one page, RGB."""
-        from query.presentation.explanation_sheet import explanation_sheet
 
-        return explanation_sheet(self)
-
-
-def explained(
-    dense: Dense,
-    probe: Probe,
-    image: ImageName,
-    source: int | Path,
-    target: ClassName | None,
-    against: ClassName | None,
-    layer: str | None,
-    method: str,
-    baseline: str,
-    groups: int,
-) -> Explained:
-    """Explain a picture: `image` as it was asked for, `source` its image_id or file. See `Scope.explain`."""
-    run = dense.run
-    chosen = _layer(run, layer)
-    arguments.one_of(method, METHODS, "method")
-    arguments.one_of(baseline, BASELINES, "baseline")
-    if method == "gradient" and baseline == "mean":
-        baseline = "zero"  # gradient x activation is by definition against zero
-    pixels = _pixels(dense, probe, source)
-    order = np.argsort(-probe.logits(pixels, chosen.name), kind="stable")
-    first = int(order[0]) if target is None else output_class(run, probe.labels, len(order), target)
-    if against is None:
-        second = int(order[1] if first == order[0] else order[0]) if len(order) > 1 else None
-    else:
-        second = None if against == "" else output_class(run, probe.labels, len(order), against)
-    if first == second:
-        raise UsageError(f"target and against are one class ({first}): give two, or leave one out")
-    low = None if baseline == "zero" else _means(run, chosen)
-    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, SHOWN)
-    shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else np.repeat(pixels.transpose(1, 2, 0), 3, 2)
-    return Explained(dense, chosen, arguments.spelled(image), shown, baseline, probe.labels, values)
-
-
-def _layer(run: Run, name: str | None) -> Layer:
-    """Return the layer of that name, or the last one whose positions are places of the picture."""
-    if name is not None:
-        return resolve.find_layer(run, name)
-    with_places = [layer for layer in run.layers if layer.has_places]
-    return with_places[-1] if with_places else run.layers[-1]
-
-
-def _means(run: Run, layer: Layer) -> NDArray[np.float32]:
-    """Return each unit's mean over all positions of the run's images: float32 [C]."""
-    rows = run.rows("units", "channel, mean", "layer = ?", [layer.name], "ORDER BY channel")
-    means: NDArray[np.float32] = rows["mean"].to_numpy().astype(np.float32)
-    if len(means) != layer.channels:
-        raise run.inconsistent(f"units has {len(means)} rows of {layer.name}")
-    return means
-
-
-def _pixels(dense: Dense, probe: Probe, source: int | Path) -> NDArray[np.uint8]:
-    """Return a picture as the network sees it: uint8 [channels, H, W]."""
-    if not isinstance(source, int):
-        return probe.pixels(source)
-    found = live.dataset_picture(dense.run, source)
-    if found is not None:
-        return probe.pixels(found)
-    kept = dense.kept_jpeg(source)
-    if kept is None:
-        raise UsageError(
-            f"image {source}: its file is not at hand, and the store does not keep the picture: give a picture file"
-        )
-    return probe.as_stored(live.open_picture(kept))
-
-
-def output_class(run: Run, labels: tuple[str, ...], outputs: int, asked: ClassName) -> int:
-    """Return the output of the network that a person means: its index, its label, or a synset of the dataset."""
-    text = arguments.spelled(asked).strip()
-    if text.isascii() and text.isdigit():
-        index = whole_number(text)
-        if index >= outputs:
-            raise UsageError(f"class {text}: the network has {outputs} outputs, from 0 to {outputs - 1}")
-        return index
-    names = {label.split(",")[0].strip().casefold(): index for index, label in reversed(list(enumerate(labels)))}
-    names |= {label.casefold(): index for index, label in reversed(list(enumerate(labels)))}
-    imagenet = run.model_row["label_space"] == "imagenet-1k"
-    synsets = {c.synset: c.index for c in run.classes if c.synset and imagenet}
-    if text.casefold() in names:
-        return names[text.casefold()]
-    if text in synsets:
-        return synsets[text]
-    raise unknown("class", text, [label.split(",")[0] for label in labels] or [f"0 to {outputs - 1}"])
+def moments(run: Run, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each unit's mean and variance over all positions of the run's images: float64 [C] each."""
+    rows = run.rows("units", "channel, mean, variance", "layer = ?", [layer.name], "ORDER BY channel")
+    if rows["channel"].to_pylist() != list(range(layer.channels)):
+        raise run.inconsistent(f"units does not have one row for each unit of {layer.name}")
+    return rows["mean"].to_numpy(), rows["variance"].to_numpy()

@@ -1,0 +1,127 @@
+"""Ask why a network said what it said about one picture, and get tables, sentences and a sheet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from query import arguments, live, resolve
+from query.explanation.facts import Facts, moments
+from query.explanation.sheet import explanation_sheet
+from query.explanation.terms import BASELINES, METHODS
+from query.record.dense import Dense
+from query.record.run_tables import Layer, Run
+from query.resolve import ClassName, ImageName
+from store.errors import UsageError, unknown
+from store.unit_name import whole_number
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from query.live import Probe
+
+SHOWN = 5  # units on each side that are ablated
+
+
+class Explained(Facts):
+    """One picture, explained by one layer of a run."""
+
+    def sheet(self) -> Image.Image:
+        """Draw everything on one page, RGB."""
+        return explanation_sheet(self)
+
+
+def explained(
+    dense: Dense,
+    probe: Probe,
+    image: ImageName,
+    source: int | Path,
+    target: ClassName | None,
+    against: ClassName | None,
+    layer: str | None,
+    method: str,
+    baseline: str,
+    groups: int,
+    render: int,
+) -> Explained:
+    """Explain a picture: `image` as it was asked for, `source` its image_id or file. See `Scope.explain`."""
+    run = dense.run
+    chosen = _layer(run, layer)
+    arguments.one_of(method, METHODS, "method")
+    arguments.one_of(baseline, BASELINES, "baseline")
+    if method == "gradient" and baseline == "mean":
+        baseline = "zero"  # gradient x activation is by definition against zero
+    pixels = _pixels(dense, probe, source)
+    order = np.argsort(-probe.logits(pixels, chosen.name), kind="stable")
+    first = int(order[0]) if target is None else output_class(run, probe.labels, len(order), target)
+    if against is None:
+        second = int(order[1] if first == order[0] else order[0]) if len(order) > 1 else None
+    else:
+        second = None if against == "" else output_class(run, probe.labels, len(order), against)
+    if first == second:
+        raise UsageError(f"target and against are one class ({first}): give two, or leave one out")
+    low = None if baseline == "zero" else moments(run, chosen)[0].astype(np.float32)
+    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, SHOWN)
+    shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else np.repeat(pixels.transpose(1, 2, 0), 3, 2)
+    image_id = source if isinstance(source, int) else None
+    found = Explained(dense, chosen, arguments.spelled(image), image_id, shown, baseline, probe.labels, values, {}, {})
+    return _with_pictures(found, probe, render) if render else found
+
+
+def _with_pictures(found: Explained, probe: Probe, steps: int) -> Explained:
+    """Render the directions of the groups, and the units that speak most for and against, in one batch."""
+    loadings = found.values.groups.loadings
+    units = sorted(found.values.ablations)
+    vectors = np.concatenate([loadings, np.eye(found.layer.channels, dtype=np.float32)[units]])
+    pictures = probe.render_directions(found.layer.name, vectors, steps)
+    return replace(
+        found,
+        group_pictures=dict(enumerate(pictures[: len(loadings)])),
+        unit_pictures=dict(zip(units, pictures[len(loadings) :], strict=True)),
+    )
+
+
+def _layer(run: Run, name: str | None) -> Layer:
+    """Return the layer of that name, or the last one whose positions are places of the picture."""
+    if name is not None:
+        return resolve.find_layer(run, name)
+    with_places = [layer for layer in run.layers if layer.has_places]
+    return with_places[-1] if with_places else run.layers[-1]
+
+
+def _pixels(dense: Dense, probe: Probe, source: int | Path) -> NDArray[np.uint8]:
+    """Return a picture as the network sees it: uint8 [channels, H, W]."""
+    if not isinstance(source, int):
+        return probe.pixels(source)
+    found = live.dataset_picture(dense.run, source)
+    if found is not None:
+        return probe.pixels(found)
+    kept = dense.kept_jpeg(source)
+    if kept is None:
+        raise UsageError(
+            f"image {source}: its file is not at hand, and the store does not keep the picture: give a picture file"
+        )
+    return probe.as_stored(live.open_picture(kept))
+
+
+def output_class(run: Run, labels: tuple[str, ...], outputs: int, asked: ClassName) -> int:
+    """Return the output of the network that a person means: its index, its label, or a synset of the dataset."""
+    text = arguments.spelled(asked).strip()
+    if text.isascii() and text.isdigit():
+        index = whole_number(text)
+        if index >= outputs:
+            raise UsageError(f"class {text}: the network has {outputs} outputs, from 0 to {outputs - 1}")
+        return index
+    names = {label.split(",")[0].strip().casefold(): index for index, label in reversed(list(enumerate(labels)))}
+    names |= {label.casefold(): index for index, label in reversed(list(enumerate(labels)))}
+    imagenet = run.model_row["label_space"] == "imagenet-1k"
+    synsets = {c.synset: c.index for c in run.classes if c.synset and imagenet}
+    if text.casefold() in names:
+        return names[text.casefold()]
+    if text in synsets:
+        return synsets[text]
+    raise unknown("class", text, [label.split(",")[0] for label in labels] or [f"0 to {outputs - 1}"])

@@ -1,0 +1,126 @@
+"""`unitscope explain` and Scope.explain, on the demo store and its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import query
+from query.commands.explain import explain as command
+from query.explanation.explained import Explained
+from query.scope import Scope
+from store.errors import UsageError
+
+DALMATIAN = "foolbox/data/imagenet_16_251.jpg"
+LAYER = "blocks.6.0.bn3"  # of both signs, and near the end
+
+
+@pytest.fixture(scope="module")
+def scope(demo_store: Path) -> Iterator[Scope]:
+    with query.open(demo_store) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def why(scope: Scope) -> Explained:
+    return scope.explain(DALMATIAN, layer=LAYER)
+
+
+def test_a_dalmatian(scope: Scope, why: Explained) -> None:
+    of_it = f"WHERE path = '{DALMATIAN}' ORDER BY rank"
+    stored = scope.sql(f"SELECT p.* FROM predictions p JOIN images USING (dataset, image_id) {of_it}").df()
+    assert why.predictions["class_index"].tolist() == stored["class_index"].tolist()
+    assert why.predictions["probability"].to_numpy() == pytest.approx(stored["probability"].to_numpy(), rel=1e-3)
+    assert why.title == "Why dalmatian, and not Great Dane?"
+    first, second = why.predictions["logit"][:2]
+    assert why.values.score == pytest.approx(first - second, abs=1e-4)
+
+
+def test_frames_are_of_one_sum(why: Explained) -> None:
+    values = why.values
+    added = values.score - values.baseline_score
+    assert values.complete
+    assert why.units["attribution"].sum() == pytest.approx(added, abs=0.02 * abs(added) + 1e-3)
+    assert why.positions["attribution"].sum() == pytest.approx(why.units["attribution"].sum(), abs=1e-3)
+    assert why.units["attribution"].is_monotonic_decreasing
+    assert sorted(why.units["channel"]) == list(range(320))
+    ends = [*range(5), *range(315, 320)]
+    assert why.units["ablation"].notna().to_numpy().nonzero()[0].tolist() == ends
+    channel = int(why.units["channel"][0])
+    assert why.units["value"][0] == why.values.activations[channel].max()
+
+
+def test_what_is_stored_and_what_is_seen_agree(scope: Scope, why: Explained) -> None:
+    """The layer's values are those of the scan, and the units' values too."""
+    row = scope.activations_of(DALMATIAN, layer=LAYER).sort_values("channel")
+    mine = why.units.sort_values("channel")
+    assert mine["value"].to_numpy() == pytest.approx(
+        row["value"].to_numpy(), abs=0.05 * float(row["value"].abs().max())
+    )
+
+
+def test_groups_are_measured_by_taking_them_away(why: Explained) -> None:
+    groups = why.groups
+    assert len(groups) == 6
+    assert np.corrcoef(groups["attribution"], groups["ablation"])[0, 1] > 0.5
+    assert 0.3 < why.values.groups.explained <= why.values.groups.possible <= 1
+
+
+def test_a_class_against_itself_and_alone(scope: Scope) -> None:
+    forward = scope.explain(DALMATIAN, "dalmatian", "Great Dane", LAYER, "patching", groups=0)
+    back = scope.explain(DALMATIAN, "246", 251, LAYER, "patching", groups=0)
+    assert forward.values.score == pytest.approx(-back.values.score, abs=1e-5)
+    assert forward.values.by_unit == pytest.approx(-back.values.by_unit, abs=1e-5)
+    alone = scope.explain(DALMATIAN, "n02110341", "", LAYER, "gradient", groups=0)
+    assert alone.values.target == 251
+    assert alone.values.against is None
+    assert alone.baseline == "zero"
+    assert alone.title == "Why dalmatian?"
+    assert alone.values.score == pytest.approx(float(alone.values.logits[251]))
+
+
+def test_the_sheet_shows_all_of_it(why: Explained) -> None:
+    sheet = why.sheet()
+    assert sheet.mode == "RGB"
+    assert sheet.height > 1000
+    pixels = np.asarray(sheet)
+    assert len(np.unique(pixels.reshape(-1, 3)[::97], axis=0)) > 500  # photographs, not an empty page
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"target": "dalmation"}, "did you mean dalmatian"),
+        ({"target": 1000}, "the network has 1000 outputs"),
+        ({"target": 251, "against": "dalmatian"}, "are one class"),
+        ({"layer": "blocks.9"}, "did you mean blocks"),
+        ({"layer": "classifier", "method": "magic"}, "expected one of integrated, patching, gradient"),
+        ({"baseline": "grey"}, "baseline='grey': expected one of mean, zero"),
+        ({"groups": -1}, "0 or more"),
+        ({"groups": "six"}, "expected a whole number"),
+    ],
+)
+def test_what_cannot_be_asked(scope: Scope, asked: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        scope.explain(DALMATIAN, **asked)  # type: ignore[arg-type]
+
+
+def test_the_command(demo_store: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "why.png"
+    arguments = [str(demo_store), DALMATIAN, "--layer", LAYER, "--method", "patching", "--save", str(sheet)]
+    found = CliRunner().invoke(command, [*arguments, "--format", "json", "-k", "2"], catch_exceptions=False)
+    body = json.loads(found.stdout)
+    assert body["layer"] == LAYER
+    assert [row["rank"] for row in body["units"]] == [1, 2, 319, 320]
+    assert len(body["positions"]) == 49
+    assert body["sentences"][0].startswith("The network says dalmatian (46.")
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+    with pytest.raises(UsageError, match="leave --against out"):
+        CliRunner().invoke(command, [*arguments, "--alone", "--against", "246"], catch_exceptions=False)
