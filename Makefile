@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
 # Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.
@@ -41,7 +41,7 @@ torture: $(STAMP)
 GUARDS := store/publish.py,store/commits.py,store/containment.py,store/intents.py,store/housekeeping.py,store/intact.py,store/checked_file.py,query/sql/*,query/sql_child.py
 coverage: $(STAMP)
 	rm -rf .coverage && mkdir .coverage
-	$(BIN)/python -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 	$(BIN)/python -m coverage report --show-missing --include='$(GUARDS)' --fail-under=100

@@ -399,15 +399,17 @@ class Scope:
         predictions, units, positions and groups, the arrays (`values`), `sentences` that say what the numbers mean,
         and `sheet()`, a picture of all of it.
         """
-        from query.explanation.explained import explained
+        from query.explanation.explained import explained, pixels_of
 
         run, source = resolve.find_image(self._runs(model, dataset), image)
         count, steps = arguments.whole("groups", groups), arguments.whole("render", render)
         if min(count, steps) < 0:
             raise UsageError("groups and render are 0 or more")
+        dense, probe = self._dense[run.name], self.probe(run)
+        image_id = source if isinstance(source, int) else None
         return explained(
-            self._dense[run.name], self.probe(run), image, source, target, against, layer, method, baseline, count,
-            steps,
+            dense, probe, arguments.spelled(image), image_id, pixels_of(dense, probe, source), target, against, layer,
+            method, baseline, count, steps,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.explain.attribution import ablated, attribute, replaced
+from pipeline.explain.attribution import MOST_STEPS, ablated, attribute, replaced
 from pipeline.explain.groups import Groups, neuron_groups
 from pipeline.explain.suffix import Suffix, Target
 
@@ -66,17 +66,19 @@ def explain(
     baseline: NDArray[np.float32] | None = None,
     groups: int = 6,
     ablate: int = 8,
+    most_steps: int = MOST_STEPS,
 ) -> Explanation:
     """Explain one picture, uint8 [channels, H, W].
 
     baseline: float32 [C], one value a unit; zero by default. `groups`: how many neuron groups to look for.
-    `ablate`: so many units with the highest attributions, and with the lowest, are ablated as well.
+    `ablate`: so many units with the highest attributions, and with the lowest, are ablated as well. `most_steps`: see
+    `attribute`.
     """
     state = suffix.state(torch.from_numpy(pixels[None]))
     one = torch.zeros(1, dtype=torch.int64)
     aim = Target(one + target, None if against is None else one + against)
     low = None if baseline is None else torch.from_numpy(baseline)
-    found = attribute(suffix, state, aim, method, low)
+    found = attribute(suffix, state, aim, method, low, most_steps=most_steps)
     with torch.no_grad():
         logits = suffix.logits(state, state.value, one)[0]
     activations = suffix.map(state.value)[0].numpy().astype(np.float32)

@@ -15,7 +15,7 @@ from query.explanation.sheet import explanation_sheet
 from query.explanation.terms import BASELINES, METHODS
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
-from query.resolve import ClassName, ImageName
+from query.resolve import ClassName
 from store.errors import UsageError, unknown
 from store.unit_name import whole_number
 
@@ -38,24 +38,28 @@ class Explained(Facts):
 def explained(
     dense: Dense,
     probe: Probe,
-    image: ImageName,
-    source: int | Path,
-    target: ClassName | None,
-    against: ClassName | None,
-    layer: str | None,
-    method: str,
-    baseline: str,
-    groups: int,
-    render: int,
+    image: str,
+    image_id: int | None,
+    pixels: NDArray[np.uint8],
+    target: ClassName | None = None,
+    against: ClassName | None = None,
+    layer: str | None = None,
+    method: str = "integrated",
+    baseline: str = "mean",
+    groups: int = 6,
+    render: int = 0,
+    most_steps: int | None = None,
 ) -> Explained:
-    """Explain a picture: `image` as it was asked for, `source` its image_id or file. See `Scope.explain`."""
+    """Explain a picture, uint8 [channels, H, W] as the network sees it. See `Scope.explain`.
+
+    `image` is its name, `image_id` its number in the dataset, if it is of it. `most_steps` bounds integrated gradients.
+    """
     run = dense.run
-    chosen = _layer(run, layer)
+    chosen = layer_to_explain(run, layer)
     arguments.one_of(method, METHODS, "method")
     arguments.one_of(baseline, BASELINES, "baseline")
     if method == "gradient" and baseline == "mean":
         baseline = "zero"  # gradient x activation is by definition against zero
-    pixels = _pixels(dense, probe, source)
     order = np.argsort(-probe.logits(pixels, chosen.name), kind="stable")
     first = int(order[0]) if target is None else output_class(run, probe.labels, len(order), target)
     if against is None:
@@ -65,10 +69,9 @@ def explained(
     if first == second:
         raise UsageError(f"target and against are one class ({first}): give two, or leave one out")
     low = None if baseline == "zero" else moments(run, chosen)[0].astype(np.float32)
-    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, SHOWN)
+    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, SHOWN, most_steps)
     shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else np.repeat(pixels.transpose(1, 2, 0), 3, 2)
-    image_id = source if isinstance(source, int) else None
-    found = Explained(dense, chosen, arguments.spelled(image), image_id, shown, baseline, probe.labels, values, {}, {})
+    found = Explained(dense, chosen, image, image_id, shown, baseline, probe.labels, values, {}, {})
     return _with_pictures(found, probe, render) if render else found
 
 
@@ -85,7 +88,7 @@ def _with_pictures(found: Explained, probe: Probe, steps: int) -> Explained:
     )
 
 
-def _layer(run: Run, name: str | None) -> Layer:
+def layer_to_explain(run: Run, name: str | None) -> Layer:
     """Return the layer of that name, or the last one whose positions are places of the picture."""
     if name is not None:
         return resolve.find_layer(run, name)
@@ -93,7 +96,7 @@ def _layer(run: Run, name: str | None) -> Layer:
     return with_places[-1] if with_places else run.layers[-1]
 
 
-def _pixels(dense: Dense, probe: Probe, source: int | Path) -> NDArray[np.uint8]:
+def pixels_of(dense: Dense, probe: Probe, source: int | Path) -> NDArray[np.uint8]:
     """Return a picture as the network sees it: uint8 [channels, H, W]."""
     if not isinstance(source, int):
         return probe.pixels(source)

@@ -37,6 +37,7 @@ from query.web.answers.panel import Answer
 from query.web.answers.runs import runs_page
 from query.web.answers.search import search_page
 from query.web.answers.unit import unit_page
+from query.web.answers.why import why_answer
 from query.web.errors import PageError, busy, not_found
 from query.web.model_runs import LARGEST, WAITING, ModelRuns
 from query.web.page_cache import PageCache
@@ -218,8 +219,13 @@ class Application:
                 raise not_found(f"the positions of layer {chosen.name} are no places of the picture: choose another")
             maps = self.models.maps(self.site.scope, dense, picture, chosen)
             place = image_answers.position(dense, chosen, maps, across, down) | {"across": across, "down": down}
+        why = None
+        if "why" in request.query_params:
+            target, against = (request.query_params.get(name) or None for name in ("target", "against"))
+            name = chosen.name if chosen else None
+            why = why_answer(self.models.why(self.site.scope, dense, picture, name, target, against))
         clickable = not reason and chosen is not None and chosen.has_places
-        return {"clickable": clickable, "runs_here": not reason, "why_not": reason, "place": place}
+        return {"clickable": clickable, "runs_here": not reason, "why_not": reason, "place": place, "why": why}
 
     def _class(self, request: Request) -> Answer:
         dense = self.site.record(request.path_params["run"])
@@ -372,8 +378,8 @@ class Application:
 
 
 def _work(request: Request) -> str:
-    """Return the kind of work that a page is: one on which a place was clicked runs the model."""
-    return "models" if "across" in request.query_params else "pages"
+    """Return the kind of work that a page is: a place that was clicked, or the question why, runs the model."""
+    return "models" if {"across", "why"} & set(request.query_params) else "pages"
 
 
 def _as_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from query import live
+from query.explanation.explained import Explained, explained, layer_to_explain
 from query.questions.image_units import ImageRow
 from query.questions.unit_column import examples
 from query.record.dense import Dense
@@ -31,6 +32,7 @@ from store.errors import UsageError
 
 WAITING = 8  # visitors that may wait for the model
 KEPT = 32  # dropped pictures
+GROUPS, MOST_POSITIONS, MOST_STEPS = 4, 1024, 32  # of an explanation
 MAPS = 128 << 20  # bytes of activation maps that are kept
 LARGEST = 32 << 20  # bytes of an upload
 MOST_PIXELS = 40_000_000  # of an upload
@@ -147,6 +149,27 @@ class ModelRuns:
             while len(self._maps) > 1 and sum(one.nbytes for one in self._maps.values()) > MAPS:
                 self._maps.popitem(last=False)
         return maps
+
+    def why(
+        self, scope: Scope, dense: Dense, picture: int | str, layer: str | None, target: str | None, against: str | None
+    ) -> Explained:
+        """Explain a picture by one layer. Raises PageError or UsageError if the model cannot run, or for a wrong class.
+
+        Steps and neuron groups are bounded, so that nobody waits long for another visitor's question.
+        """
+        self.check(dense.run)
+        chosen = layer_to_explain(dense.run, layer)
+        groups = GROUPS if chosen.has_places and chosen.positions <= MOST_POSITIONS else 0
+        name = dense.run.image_rows(np.array([picture]), "path")["path"][0].as_py() if isinstance(picture, int) else ""
+
+        def work() -> Explained:
+            return explained(
+                dense, self._probe(scope, dense.run), name or "your picture",
+                picture if isinstance(picture, int) else None, self._pixels(scope, dense, picture), target, against,
+                chosen.name, groups=groups, most_steps=MOST_STEPS,
+            )  # fmt: skip
+
+        return self._in_turn(work)
 
     def map_picture(self, scope: Scope, dense: Dense, picture: int | str, unit: Unit) -> bytes:
         """Return a unit's activation map on a picture, as a PNG to lay over it.

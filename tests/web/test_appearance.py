@@ -27,6 +27,7 @@ PAGES = {
     "unit-dead": "{home}blocks.5.2.bn1/{dead}/",
     "unit-signed": "{home}blocks.5.1.add/5/",
     "image": "{home}-/image/4/?layer=blocks.5.2.bn1",
+    "image-why": "{home}-/image/4/?layer=blocks.6.0.bn3&why=1",
     "class": "{home}-/class/251/",
     "not-there": "{home}nowhere/",
     "search": "{address}/-/search/?q=bn1",
@@ -66,7 +67,7 @@ def test_a_page_is_whole_quiet_and_accessible(
 ) -> None:
     watched = Watched(looking.new_page())
     page = watched.page
-    page.goto(PAGES[name].format(address=demo_page.address, home=demo_page.home, dead=dead))
+    page.goto(PAGES[name].format(address=demo_page.address, home=demo_page.home, dead=dead), timeout=120_000)
     for look, (scheme, width, height) in LOOKS.items():
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": height})

@@ -98,6 +98,22 @@ def test_a_click_on_the_picture_lists_the_units_at_that_place(demo_page: DemoPag
     expect(page.locator(".large .frame")).to_be_visible()
 
 
+def test_why_one_class_and_not_another(demo_page: DemoPage, watched: Watched) -> None:
+    page, path = watched.page, "foolbox/data/imagenet_16_251.jpg"
+    row = demo_page.scope.sql(f"SELECT image_id FROM images WHERE path = '{path}'").fetchone()
+    assert row is not None
+    page.goto(f"{demo_page.home}-/image/{row[0]}/?layer=blocks.6.0.bn3")
+    page.select_option("select[name=against]", label="jaguar")
+    page.get_by_role("button", name="Explain").click()
+    page.wait_for_selector("#why h2")
+    assert page.locator("#why h2").inner_text() == "Why dalmatian, and not jaguar?"
+    assert page.locator("#why .attribution").first.locator("rect").count() > 10
+    shown = page.locator("#why h3.for + .row8 .cap").all_inner_texts()
+    found = demo_page.scope.explain(path, 251, 290, "blocks.6.0.bn3", groups=0)
+    assert shown == [f":{channel}" for channel in found.units["channel"][:8]]
+    assert page.locator("#why .groups figure").count() == 4
+
+
 def test_a_dropped_picture_gets_the_page_of_a_photograph(demo_page: DemoPage, watched: Watched, tmp_path: Path) -> None:
     from PIL import Image
 
