@@ -160,9 +160,13 @@ def speed(quick: bool, report: Report) -> None:
     report.bars.append(Bar("captum on the network as it is / ours", ratio, 1.5, at_least=True))
     report.notes.append(f"captum on our module / ours: {found['captum, our module'].over(found['ours']):.2f}")
     one_by_one(suffix, batches[0][0], batches[0][1], rounds, report)
+    last = Suffix(model, model.graph.layers([layers[-1]])[0])
+    state = last.state(pixels[:1])
+    ratio = one_by_one(last, state, first_two(last, state), rounds, report)
+    report.bars.append(Bar(f"units of {layers[-1]}: ablation one by one / together", ratio, 5, at_least=True))
 
 
-def one_by_one(suffix: Suffix, state: State, target: Target, rounds: int, report: Report) -> None:
+def one_by_one(suffix: Suffix, state: State, target: Target, rounds: int, report: Report) -> float:
     channels = suffix.layer.channels
     masks = torch.eye(channels, dtype=torch.bool)[:, :, None, None]
     value = state.value[:1]
@@ -181,7 +185,7 @@ def one_by_one(suffix: Suffix, state: State, target: Target, rounds: int, report
     found = interleaved({"together": together, "one by one": loop}, max(rounds, 3), say="ablation")
     for side, samples in found.items():
         report.add(f"{channels} units of {suffix.layer.name} ablated", side, samples.median, samples.spread)
-    report.bars.append(Bar("ablation one by one / together", found["one by one"].over(found["together"]), 5, True))
+    return found["one by one"].over(found["together"])
 
 
 @click.command(help=__doc__)

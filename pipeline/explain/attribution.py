@@ -183,9 +183,9 @@ def _mean_gradient(
         whose = pictures[index[rows]]
         shape = (-1, *[1] * (state.value.ndim - 1))
         value = low[whose] + alpha[rows].reshape(shape) * (state.value[whose] - low[whose])
-        value.requires_grad_()
+        value = suffix.arranged(value).requires_grad_()
         with torch.enable_grad():
-            score = target.score(suffix.logits(state, value, whose), whose).sum()
+            score = (target.score(suffix.logits(state, value, whose), whose) * weight[rows]).sum()
             (gradient,) = torch.autograd.grad(score, value)
-        mean.index_add_(0, index[rows], gradient * weight[rows].reshape(shape))
+        mean.index_add_(0, index[rows], gradient)
     return mean

@@ -83,7 +83,11 @@ class Suffix:
 
         `pictures` int64 [n] says which picture of `state` each row belongs to.
         """
-        return self.module([value, *self.beside(state, pictures)])
+        return self.module([self.arranged(value), *self.beside(state, pictures)])
+
+    def arranged(self, value: Tensor) -> Tensor:
+        """Return maps in the memory format in which the network runs best."""
+        return value.contiguous(memory_format=self.model.graph.memory_format) if value.ndim == 4 else value
 
     def beside(self, state: State, pictures: Tensor) -> list[Any]:
         """Return what else the suffix needs, for rows that belong to these pictures."""
@@ -118,6 +122,9 @@ class Suffix:
 
         Other values of the node, such as class tokens, stay as they are.
         """
+        layout = self.layer.layout
+        if layout.kind == "nchw" and not layout.digits:  # the layer is all that the node has
+            return maps
         rows = values.expand(len(maps), *values.shape[1:]).clone(memory_format=torch.contiguous_format)
         place = self.map(torch.arange(values[0].numel()).reshape(1, *values.shape[1:])).reshape(-1)
         rows.flatten(1)[:, place] = maps.flatten(1)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from pipeline.graph.nested import with_tensors
-from pipeline.graph.surgery import copied, remove_unneeded
+from pipeline.graph.surgery import copied, has_effect, remove_unneeded
 from store.errors import UsageError
 
 
@@ -18,9 +18,8 @@ def split(module: fx.GraphModule, name: str) -> tuple[fx.GraphModule, fx.GraphMo
 
     The first maps a batch of pictures to a list: the node's value, then what the second part needs of the network
     besides it (a residual branch that goes around the node, a size), in the order of these nodes. The second takes such
-    a list, and returns what the network returns. It runs on copies, so that no operation in place changes what it was
-    given. Both share the network's parameters. Raises UsageError if there is no such node, or if the output does not
-    depend on it.
+    a list, and returns what the network returns. It runs on copies if it changes anything in place. Both share the
+    network's parameters. Raises UsageError if there is no such node, or if the output does not depend on it.
     """
     start = next((node for node in module.graph.nodes if node.name == name), None)
     output = next(iter(reversed(module.graph.nodes)))
@@ -70,7 +69,8 @@ def _first(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> fx.GraphModule:
 def _second(module: fx.GraphModule, start: fx.Node, beside: Sequence[fx.Node], after: set[fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     given = graph.placeholder("values")
-    copy = graph.call_function(copies, (given,))
+    in_place = any(has_effect(node, module) for node in after if node.op != "output")
+    copy = graph.call_function(copies, (given,)) if in_place else given
     new: dict[fx.Node, fx.Node] = {
         node: graph.call_function(_item, (copy, index)) for index, node in enumerate([start, *beside])
     }

@@ -202,13 +202,14 @@ def remove_unneeded(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> None:
     for index, node in reversed(list(enumerate(order))):
         if node.op in ("placeholder", "output") or node in keep or node.users:
             continue
-        if index > last or not _has_effect(node, module):
+        if index > last or not has_effect(node, module):
             module.graph.erase_node(node)
     module.delete_all_unused_submodules()
     module.recompile()
 
 
-def _has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
+def has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node does more than to compute its value: it is a tap, or changes something in place."""
     if changed_in_place(node):
         return True
     if node.op == "call_module":
