@@ -407,8 +407,11 @@ class Scope:
             raise UsageError("groups and render are 0 or more")
         dense, probe = self._dense[run.name], self.probe(run)
         image_id = source if isinstance(source, int) else None
+        name = (
+            arguments.spelled(image) if image_id is None else str(run.describe_images(np.array([image_id]))["path"][0])
+        )
         return explained(
-            dense, probe, arguments.spelled(image), image_id, pixels_of(dense, probe, source), target, against, layer,
+            dense, probe, name, image_id, pixels_of(dense, probe, source), target, against, layer,
             method, baseline, count, steps,
         )  # fmt: skip
 
