@@ -381,9 +381,10 @@ class Scope:
         against: ClassName | None = None,
         layer: str | None = None,
         method: str = "integrated",
-        baseline: str = "mean",
+        baseline: str | None = None,
         groups: int = 6,
         render: int = 0,
+        k: int = 5,
         *,
         model: str | None = None,
         dataset: str | None = None,
@@ -394,25 +395,26 @@ class Scope:
         against="" explains the target's logit alone. `layer`: the layer whose units and positions the score is
         attributed to; by default the last one with a map. method: "integrated" (integrated gradients), "patching" (the
         gradient times the distance from the baseline) or "gradient" (gradient x activation). baseline: "mean" (each
-        unit's mean over the dataset) or "zero". `render`: so many steps of feature visualization for the groups and
-        the units shown, a minute for 128; by default only stored pictures are shown. The result has the frames
+        unit's mean over the dataset) or "zero", which alone goes with "gradient". `k`: so many units with the highest
+        attributions, and with the lowest, are ablated. `render`: so many steps of feature visualization for the groups
+        and the units ablated, a minute for 128; by default only stored pictures are shown. The result has the frames
         predictions, units, positions and groups, the arrays (`values`), `sentences` that say what the numbers mean,
         and `sheet()`, a picture of all of it.
         """
-        from query.explanation.explained import explained, pixels_of
+        from query.explanation.explained import explained, pixels_of, same_picture
 
         run, source = resolve.find_image(self._runs(model, dataset), image)
-        count, steps = arguments.whole("groups", groups), arguments.whole("render", render)
-        if min(count, steps) < 0:
-            raise UsageError("groups and render are 0 or more")
+        count, steps, each = arguments.whole("groups", groups), arguments.whole("render", render), arguments.count(k)
+        if steps < 0:
+            raise UsageError(f"render={steps}: expected 0 or more")
         dense, probe = self._dense[run.name], self.probe(run)
-        image_id = source if isinstance(source, int) else None
-        name = (
-            arguments.spelled(image) if image_id is None else str(run.describe_images(np.array([image_id]))["path"][0])
-        )
+        image_id = source if isinstance(source, int) else same_picture(run, source)
+        name = arguments.spelled(image)
+        if image_id is not None:
+            name = str(run.describe_images(np.array([image_id]))["path"][0])
         return explained(
-            dense, probe, name, image_id, pixels_of(dense, probe, source), target, against, layer,
-            method, baseline, count, steps,
+            dense, probe, name, image_id, pixels_of(dense, probe, source), target, against, layer, method, baseline,
+            count, steps, each,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -15,19 +15,25 @@ from query.explanation.terms import BASELINES, METHODS
 @click.command()
 @store_argument
 @click.argument("image")
-@click.option("--target", metavar="CLASS", help="The class to explain: index or label. Default: the likeliest.")
-@click.option("--against", metavar="CLASS", help="The class to tell it from. Default: the second likeliest.")
+@click.option("--target", metavar="CLASS", help="The class to explain: index, label or synset. Default: the likeliest.")
+@click.option("--against", metavar="CLASS", help="The class to tell it from. Default: the likeliest of the others.")
 @click.option("--alone", is_flag=True, help="Explain the target's logit alone, against no other class.")
 @click.option("--layer", help="The layer to explain by. Default: the last one with a map.")
 @click.option("--method", type=click.Choice(METHODS), default="integrated", show_default=True,
               help="How attributions are estimated: docs/explaining.md says when to trust each.")  # fmt: skip
-@click.option("--baseline", type=click.Choice(BASELINES), default="mean", show_default=True,
-              help="What the layer is compared with: each unit's mean over the dataset, or zero.")  # fmt: skip
-@click.option("--groups", type=click.IntRange(min=0, max=12), default=6, show_default=True,
+@click.option("--baseline", type=click.Choice(BASELINES),
+              help="What the layer is compared with. Default: each unit's mean; zero for gradient.")  # fmt: skip
+@click.option("--groups", type=click.IntRange(min=0, max=8), default=6, show_default=True,
               help="How many groups of units to look for on the picture.")  # fmt: skip
 @click.option("--render", type=click.IntRange(min=0), default=0, metavar="STEPS", show_default=True,
               help="Render the groups and the units shown in so many steps; 128 take a minute or two.")  # fmt: skip
-@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many units of each side.")
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many units of each side to ablate and to print; the sheet shows four.",
+)
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the sheet into this file.")
 @run_options
 @model_code_option
@@ -39,7 +45,7 @@ def explain(
     alone: bool,
     layer: str | None,
     method: str,
-    baseline: str,
+    baseline: str | None,
     groups: int,
     render: int,
     k: int,
@@ -54,6 +60,7 @@ def explain(
     The model runs on the picture, so torch and the weights must be at hand. Printed are the units of one layer that
     speak for the class and against it, with what each adds to the score (attribution, an estimate) and by how much the
     score falls without it (ablation, measured); groups of units that fire together; and what the numbers mean.
+    --format csv prints all units of the layer and nothing else.
 
     \b
     Examples:
@@ -71,7 +78,7 @@ def explain(
         raise UsageError("--alone explains the target against no other class: leave --against out")
     with open_scope(store, allow_model_code) as scope:
         found = scope.explain(
-            image, target, "" if alone else against, layer, method, baseline, groups, render,
+            image, target, "" if alone else against, layer, method, baseline, groups, render, k,
             model=model, dataset=dataset,
         )  # fmt: skip
         units = found.units

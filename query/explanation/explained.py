@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from query.live import Probe
 
-SHOWN = 5  # units on each side that are ablated
+ABLATED, MOST_GROUPS = 5, 32  # units on each side, and groups at most
 
 
 class Explained(Facts):
@@ -45,9 +46,10 @@ def explained(
     against: ClassName | None = None,
     layer: str | None = None,
     method: str = "integrated",
-    baseline: str = "mean",
+    baseline: str | None = None,
     groups: int = 6,
     render: int = 0,
+    ablate: int = ABLATED,
     most_steps: int | None = None,
 ) -> Explained:
     """Explain a picture, uint8 [channels, H, W] as the network sees it. See `Scope.explain`.
@@ -57,9 +59,12 @@ def explained(
     run = dense.run
     chosen = layer_to_explain(run, layer)
     arguments.one_of(method, METHODS, "method")
+    baseline = baseline if baseline is not None else "zero" if method == "gradient" else "mean"
     arguments.one_of(baseline, BASELINES, "baseline")
     if method == "gradient" and baseline == "mean":
-        baseline = "zero"  # gradient x activation is by definition against zero
+        raise UsageError("gradient x activation is against zero by definition: patching is the same against the mean")
+    if not 0 <= groups <= MOST_GROUPS:
+        raise UsageError(f"groups={groups}: expected 0 to {MOST_GROUPS}")
     order = np.argsort(-probe.logits(pixels, chosen.name), kind="stable")
     first = int(order[0]) if target is None else output_class(run, probe.labels, len(order), target)
     if against is None:
@@ -69,7 +74,7 @@ def explained(
     if first == second:
         raise UsageError(f"target and against are one class ({first}): give two, or leave one out")
     low = None if baseline == "zero" else moments(run, chosen)[0].astype(np.float32)
-    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, SHOWN, most_steps)
+    values = probe.explain(pixels, chosen.name, first, second, method, low, groups, ablate, most_steps)
     shown = pixels.transpose(1, 2, 0) if len(pixels) == 3 else np.repeat(pixels.transpose(1, 2, 0), 3, 2)
     found = Explained(dense, chosen, image, image_id, shown, baseline, probe.labels, values, {}, {})
     return _with_pictures(found, probe, render) if render else found
@@ -113,18 +118,33 @@ def pixels_of(dense: Dense, probe: Probe, source: int | Path) -> NDArray[np.uint
 
 def output_class(run: Run, labels: tuple[str, ...], outputs: int, asked: ClassName) -> int:
     """Return the output of the network that a person means: its index, its label, or a synset of the dataset."""
+    if isinstance(asked, bool) or not isinstance(asked, (int, str)) or (isinstance(asked, int) and asked < 0):
+        raise UsageError(f"class {arguments.shown(asked)}: expected the index, the label or the synset of an output")
     text = arguments.spelled(asked).strip()
     if text.isascii() and text.isdigit():
         index = whole_number(text)
         if index >= outputs:
             raise UsageError(f"class {text}: the network has {outputs} outputs, from 0 to {outputs - 1}")
         return index
-    names = {label.split(",")[0].strip().casefold(): index for index, label in reversed(list(enumerate(labels)))}
-    names |= {label.casefold(): index for index, label in reversed(list(enumerate(labels)))}
+    names = [(label, label.split(",")[0].strip()) for label in labels]
+    same = [index for index, spellings in enumerate(names) if text in spellings] or [
+        index for index, spellings in enumerate(names) if text.casefold() in (one.casefold() for one in spellings)
+    ]
+    if len(same) > 1:
+        raise UsageError(f"class {text!r} is the name of the outputs {', '.join(map(str, same))}: give one of these")
+    if same:
+        return same[0]
     imagenet = run.model_row["label_space"] == "imagenet-1k"
     synsets = {c.synset: c.index for c in run.classes if c.synset and imagenet}
-    if text.casefold() in names:
-        return names[text.casefold()]
-    if text in synsets:
-        return synsets[text]
+    if text.lower() in synsets:
+        return synsets[text.lower()]
     raise unknown("class", text, [label.split(",")[0] for label in labels] or [f"0 to {outputs - 1}"])
+
+
+def same_picture(run: Run, path: Path) -> int | None:
+    """Return the image_id of an accepted picture of the dataset with the same bytes as a file, or None."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    rows = run.rows("images", "image_id", "sha256 = ? AND status = 'accepted'", [digest], "ORDER BY image_id")
+    accepted = run.images.accepted
+    return next((image_id for image_id in rows["image_id"].to_pylist() if accepted[image_id]), None)

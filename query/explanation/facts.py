@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from query.questions.columns import unit_columns
+from query.questions.image_units import stored_row
 from query.record.dense import Dense
 from query.record.run_tables import Layer, Run
 from query.record.unit import Unit
@@ -50,12 +51,10 @@ class Facts:
 
     @property
     def title(self) -> str:
-        target = self.class_name(self.values.target)
-        return (
-            f"Why {target}?"
-            if self.values.against is None
-            else (f"Why {target}, and not {self.class_name(self.values.against)}?")
-        )
+        target, other = self.class_name(self.values.target), self.values.against
+        if self.values.target != int(self.values.logits.argmax()):  # the network does not say so
+            return f"What speaks for {target}" + ("?" if other is None else f", and what for {self.class_name(other)}?")
+        return f"Why {target}?" if other is None else f"Why {target}, and not {self.class_name(other)}?"
 
     @property
     def question(self) -> str:
@@ -92,7 +91,10 @@ class Facts:
         """
         run, by_unit = self.dense.run, self.values.by_unit
         value = self.values.activations.max((1, 2))
-        reached = self.dense.book(self.layer, "max").images_reaching(value)
+        if self.image_id is None:
+            tail_p = (1 + self.dense.book(self.layer, "max").images_reaching(value)) / (run.n + 1)
+        else:  # the picture is one of those that the store counted
+            tail_p = stored_row(self.dense, self.image_id, np.arange(self.layer.start, self.layer.stop)).tail_p
         order = np.argsort(-by_unit, kind="stable")
         return pd.DataFrame(
             {
@@ -101,7 +103,7 @@ class Facts:
                 "attribution": by_unit[order],
                 "ablation": [self.values.ablations.get(int(channel), np.nan) for channel in order],
                 "value": value[order],
-                "tail_p": ((1 + reached) / (run.n + 1))[order],
+                "tail_p": tail_p[order],
                 "n": run.n,
             }
         )
@@ -164,38 +166,48 @@ class Facts:
         """Return what the numbers say and do not say, one sentence for each."""
         v, rows = self.values, self.predictions
         first, second = (rows.iloc[i] for i in (0, min(1, len(rows) - 1)))
-        zero = (
-            "every unit of this layer at zero"
-            if self.baseline == "zero"
-            else (f"every unit of this layer at its mean over the {self.dense.run.n:,} pictures")
-        )
-        residue = abs(v.residue)
-        sums = (
-            f"The attributions add up to that within {residue:.2g}."
-            if v.complete
-            else f"The attributions miss that by {residue:.2g}: take their order, not their size."
-        )
+        low = "zero" if self.baseline == "zero" else f"its mean over the {self.dense.run.n:,} pictures"
         said = [
             f"The network says {first.label} ({first.probability:.1%}), then {second.label} "
             f"({second.probability:.1%}).",
-            f"Explained: {self.question}, which is {v.score:.2f}. With {zero} it would be {v.baseline_score:.2f}, so "
-            f"the layer adds {v.score - v.baseline_score:.2f}. {sums}",
+            f"Explained: {self.question}, which is {v.score:.2f}. With every unit of this layer at {low} it would be "
+            f"{v.baseline_score:.2f}, so the layer adds {v.score - v.baseline_score:.2f}. {self._sum()}",
             f"Attribution is {_NAMES[v.method]}"
             + (f" in {v.steps} steps" if v.method == "integrated" else "")
             + ": an estimate of what each value adds, given all others.",
-            "Without: by how much the score really falls when the unit, or the group, is taken away everywhere. Where "
-            "it differs much from the attribution, other units make up for it or depend on it.",
-            "The map says where the layer's values count. Each position sees more of the picture than its own square.",
+            f"Ablation (without): by how much the score really falls when the unit is set to {low} everywhere, or the "
+            "group's part of the layer is taken away. Where it differs much from the attribution, trust the ablation: "
+            "the estimate is wrong there, or other units make up for this one.",
         ]
+        if self.layer.has_places:
+            said.append(
+                "The map says where the layer's values count. Each position sees more of the picture than its own "
+                "square."
+            )
         if abs(v.elsewhere) > 0.01 * abs(v.score - v.baseline_score):
             said.append(f"{v.elsewhere:+.2f} comes from values at no position of the picture, such as class tokens.")
-        if len(v.groups.loadings):
+        if count := len(v.groups.loadings):
             said.append(
-                f"The {len(v.groups.loadings)} groups give back {v.groups.explained:.0%} of the layer on this picture; "
-                f"no {len(v.groups.loadings)} directions give back more than {v.groups.possible:.0%}."
+                f"Groups are parts of the layer's values, from zero: {count} of them give back "
+                f"{v.groups.explained:.0%} of the layer on this picture, where no more than {v.groups.possible:.0%} is "
+                "possible, and what they add is no share of what the layer adds."
             )
         said.append("All of it is about what the network computed, not about what makes the answer right.")
         return said
+
+    def _sum(self) -> str:
+        """Return how far the attributions add up to what the layer adds."""
+        v = self.values
+        added, residue = v.score - v.baseline_score, abs(v.residue)
+        if residue <= max(0.01 * abs(added), 1e-5):
+            return f"The attributions add up to that within {residue:.2g}."
+        total = added + v.residue
+        if v.complete:
+            return (
+                f"The attributions add up to {total:.2f}: they are much larger than their sum, and the difference is "
+                "less than 0.1 % of their sizes."
+            )
+        return f"The attributions add up to {total:.2f} instead: take their order, not their size."
 
     def unit(self, channel: int) -> Unit:
         return Unit(self.dense.run, self.layer, channel)

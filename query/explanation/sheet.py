@@ -22,6 +22,7 @@ PICTURE, TILE, SMALL = 300, 150, 72
 ACROSS = 4  # units in a line: each has its visualization and a photograph side by side
 WIDTH = 2 * MARGIN + ACROSS * (2 * TILE + 2) + (ACROSS - 1) * GAP
 LINE, HEADING = 22, 34
+MOST = 8  # groups
 FOR: Color = (214, 73, 51)
 AGAINST: Color = (42, 106, 180)
 
@@ -49,9 +50,16 @@ def explanation_sheet(explained: Facts) -> Image.Image:
     y += heights[2]
     target = explained.class_name(explained.values.target)
     other = "it" if explained.values.against is None else explained.class_name(explained.values.against)
-    _units(canvas, explained, y, f"Units that speak for {target}", FOR, speaking)
+    _units(canvas, explained, y, f"Units that speak for {target}, by attribution", FOR, speaking)
     y += heights[3]
-    _units(canvas, explained, y, f"Units that speak {'against' if other == 'it' else 'for'} {other}", AGAINST, opposed)
+    _units(
+        canvas,
+        explained,
+        y,
+        f"Units that speak {'against' if other == 'it' else 'for'} {other}, by attribution",
+        AGAINST,
+        opposed,
+    )
     y += heights[4]
     if groups:
         _groups(canvas, explained, y)
@@ -85,14 +93,17 @@ def _pictures(canvas: Canvas, explained: Facts, y: int) -> None:
     picture = _square(Image.fromarray(explained.pixels), PICTURE)
     canvas.image.paste(picture, (MARGIN, y))
     by_position = explained.values.by_position
-    canvas.image.paste(signed_map(picture, by_position), (MARGIN + PICTURE + GAP, y))
+    places = explained.layer.has_places
+    if places:
+        canvas.image.paste(signed_map(picture, by_position), (MARGIN + PICTURE + GAP, y))
     canvas.text(MARGIN, y + PICTURE + 8, "as the network saw it", 14, FAINT)
     x = MARGIN + PICTURE + GAP
-    canvas.text(x, y + PICTURE + 8, "red: adds to the score, blue: takes from it", 14, FAINT)
-    x += PICTURE + GAP
-    canvas.image.paste(dictionary(explained, picture), (x, y))
-    canvas.text(x, y + PICTURE + 8, "what fires most at each place, sized by how much", 14, FAINT)
-    x += PICTURE + GAP
+    if places:
+        canvas.text(x, y + PICTURE + 8, "red: adds to the score, blue: takes from it", 14, FAINT)
+        x += PICTURE + GAP
+        canvas.image.paste(dictionary(explained, picture), (x, y))
+        canvas.text(x, y + PICTURE + 8, "what fires most there, sized by how much", 14, FAINT)
+        x += PICTURE + GAP
     width = WIDTH - MARGIN - x
     canvas.text(x, y, "What the network says", 18)
     for place, row in enumerate(frame_objects(explained.predictions)):
@@ -100,7 +111,7 @@ def _pictures(canvas: Canvas, explained: Facts, y: int) -> None:
         color = (
             FOR
             if row["class_index"] == explained.values.target
-            else (AGAINST if row["class_index"] == explained.values.against else drawing.BAR)
+            else (AGAINST if row["class_index"] == explained.values.against else drawing.LINE)
         )
         canvas.text(x, top, row["label"], 15, width=width - 90)
         canvas.text(x + width, top, f"{row['probability']:.1%}", 15, FAINT, anchor="ra")
@@ -132,9 +143,9 @@ def _groups(canvas: Canvas, explained: Facts, y: int) -> None:
     values = explained.values
     _, height, width = values.activations.shape
     picture = _square(Image.fromarray(explained.pixels), TILE)
-    each = (WIDTH - 2 * MARGIN) // max(len(values.groups.loadings), 1)
+    each = (WIDTH - 2 * MARGIN) // max(min(len(values.groups.loadings), MOST), 1)
     for index, (row, units) in enumerate(
-        zip(frame_objects(explained.groups), explained.units_of_groups(3), strict=True)
+        zip(frame_objects(explained.groups)[:MOST], explained.units_of_groups(3), strict=False)
     ):
         left, top = MARGIN + index * each, y + HEADING
         strength = values.groups.strength[:, index].reshape(height, width)

@@ -32,7 +32,7 @@ from store.errors import UsageError
 
 WAITING = 8  # visitors that may wait for the model
 KEPT = 32  # dropped pictures
-GROUPS, MOST_POSITIONS, MOST_STEPS = 4, 1024, 32  # of an explanation
+GROUPS, UNITS, MOST_POSITIONS, MOST_STEPS = 4, 2, 1024, 32  # of an explanation
 MAPS = 128 << 20  # bytes of activation maps that are kept
 LARGEST = 32 << 20  # bytes of an upload
 MOST_PIXELS = 40_000_000  # of an upload
@@ -166,7 +166,7 @@ class ModelRuns:
             return explained(
                 dense, self._probe(scope, dense.run), name or "your picture",
                 picture if isinstance(picture, int) else None, self._pixels(scope, dense, picture), target, against,
-                chosen.name, groups=groups, most_steps=MOST_STEPS,
+                chosen.name, groups=groups, ablate=UNITS, most_steps=MOST_STEPS,
             )  # fmt: skip
 
         return self._in_turn(work)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import query
 from query.commands.explain import explain as command
-from query.explanation.explained import Explained
+from query.explanation.explained import Explained, output_class
 from query.scope import Scope
 from store.errors import UsageError
 
@@ -60,6 +60,7 @@ def test_what_is_stored_and_what_is_seen_agree(scope: Scope, why: Explained) -> 
     """The layer's values are those of the scan, and the units' values too."""
     row = scope.activations_of(DALMATIAN, layer=LAYER).sort_values("channel")
     mine = why.units.sort_values("channel")
+    assert mine["tail_p"].to_numpy() == pytest.approx(row["tail_p"].to_numpy())
     assert mine["value"].to_numpy() == pytest.approx(
         row["value"].to_numpy(), abs=0.05 * float(row["value"].abs().max())
     )
@@ -79,10 +80,38 @@ def test_a_class_against_itself_and_alone(scope: Scope) -> None:
     assert forward.values.by_unit == pytest.approx(-back.values.by_unit, abs=1e-5)
     alone = scope.explain(DALMATIAN, "n02110341", "", LAYER, "gradient", groups=0)
     assert alone.values.target == 251
+    assert output_class(alone.dense.run, alone.labels, 1000, "cardigan") == 474  # 264 is the dog, with a capital
     assert alone.values.against is None
     assert alone.baseline == "zero"
     assert alone.title == "Why dalmatian?"
     assert alone.values.score == pytest.approx(float(alone.values.logits[251]))
+
+
+def test_a_copy_of_a_picture_of_the_dataset_is_that_picture(scope: Scope, why: Explained, tmp_path: Path) -> None:
+    foolbox = pytest.importorskip("foolbox")
+    copy = tmp_path / "mine.jpg"
+    copy.write_bytes((Path(foolbox.__file__).parent / "data" / "imagenet_16_251.jpg").read_bytes())
+    same = scope.explain(copy, layer=LAYER, method="patching", groups=0)
+    assert same.image_id == why.image_id
+    assert same.image == DALMATIAN
+    other = tmp_path / "other.png"
+    Image.linear_gradient("L").convert("RGB").save(other)
+    found = scope.explain(other, layer=LAYER, method="patching", groups=0)
+    assert found.image_id is None
+    book = scope.records[found.dense.run.name].book(found.layer, "max")
+    reached = book.images_reaching(found.values.activations.max((1, 2)))
+    n = found.dense.run.n
+    assert found.units.sort_values("channel")["tail_p"].to_numpy() == pytest.approx((1 + reached) / (n + 1))
+
+
+def test_what_is_said_of_the_sum_is_so(scope: Scope, why: Explained) -> None:
+    added = why.values.score - why.values.baseline_score
+    assert any(f"so the layer adds {added:.2f}. The attributions add up to that" in line for line in why.sentences)
+    bent = scope.explain(DALMATIAN, layer="blocks.5.1.add", method="patching", groups=0)
+    total = float(bent.values.attributions.sum(dtype=np.float64))
+    assert abs(bent.values.residue) > 0.01 * abs(bent.values.score - bent.values.baseline_score)
+    assert any(f"The attributions add up to {total:.2f}" in line for line in bent.sentences)
+    assert scope.explain(DALMATIAN, "Great Dane", layer=LAYER, method="patching").title.startswith("What speaks for")
 
 
 def test_the_sheet_shows_all_of_it(why: Explained) -> None:
@@ -101,8 +130,15 @@ def test_the_sheet_shows_all_of_it(why: Explained) -> None:
         ({"target": 251, "against": "dalmatian"}, "are one class"),
         ({"layer": "blocks.9"}, "did you mean blocks"),
         ({"layer": "classifier", "method": "magic"}, "expected one of integrated, patching, gradient"),
+        ({"method": "gradient", "baseline": "mean"}, "against zero by definition"),
+        ({"target": "CARDIGAN"}, "is the name of the outputs 264, 474"),
+        ({"target": True}, "expected the index, the label or the synset"),
+        ({"target": -1}, "expected the index, the label or the synset"),
+        ({"groups": 1000}, "expected 0 to 32"),
+        ({"k": 0}, "ask for 1 or more"),
         ({"baseline": "grey"}, "baseline='grey': expected one of mean, zero"),
-        ({"groups": -1}, "0 or more"),
+        ({"groups": -1}, "expected 0 to 32"),
+        ({"render": -1}, "0 or more"),
         ({"groups": "six"}, "expected a whole number"),
     ],
 )

@@ -104,8 +104,8 @@ def test_why_one_class_and_not_another(demo_page: DemoPage, watched: Watched) ->
     assert row is not None
     page.goto(f"{demo_page.home}-/image/{row[0]}/?layer=blocks.6.0.bn3")
     page.select_option("select[name=against]", label="jaguar")
-    page.get_by_role("button", name="Explain").click()
-    page.wait_for_selector("#why h2")
+    page.get_by_role("button", name="Explain").click(timeout=120_000)
+    page.wait_for_selector("#why h2", timeout=120_000)
     assert page.locator("#why h2").inner_text() == "Why dalmatian, and not jaguar?"
     assert page.locator("#why .attribution").first.locator("rect").count() > 10
     shown = page.locator("#why h3.for + .row8 .cap").all_inner_texts()
