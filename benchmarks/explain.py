@@ -31,7 +31,7 @@ NETWORKS = {  # a layer of the middle, of the second half, and the last one with
 
 
 class Score(nn.Module):
-    """The score of each row as a module of one input. Row i belongs to picture i % N."""
+    """A module that maps values of a layer to the score of each row. Row i belongs to picture i % N."""
 
     def __init__(self, suffix: nn.Module, target: Target, pictures: int) -> None:
         super().__init__()

@@ -189,8 +189,7 @@ class Probe:
         """Explain one picture, uint8 [channels, H, W], by one layer: see `pipeline.explain.explain`."""
         from pipeline.explain import explain
 
-        steps = {} if most_steps is None else {"most_steps": most_steps}
-        return explain(self._suffix_of(layer), pixels, target, against, method, baseline, groups, ablate, **steps)
+        return explain(self._suffix_of(layer), pixels, target, against, method, baseline, groups, ablate, most_steps)
 
     def render_directions(self, layer: str, vectors: NDArray[np.float32], steps: int) -> NDArray[np.uint8]:
         """Render what directions of a layer, float32 [n, C], look for, in one batch: uint8 [n, 128, 128, 3].

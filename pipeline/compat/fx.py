@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.fx import graph_module
 from torch.utils._pytree import tree_any, tree_iter, tree_map_only
 
-_COMPUTED = 1 << 16  # a tensor of at most so many values is computed for real as long as no shape enters it
+_COMPUTED = 1 << 16  # constants of at most so many values are computed, because a network can ask for their values
 _META = torch.device("meta")
 
 
 @contextmanager
 def shapes_only() -> Iterator[torch.device | None]:
-    """Return a context in which operations on tensors of a device give shapes and compute no values.
+    """Return a context in which operations on the tensors of one device compute shapes and no values.
 
-    The context is that device, or None if torch does not have what this takes; then values are computed as ever.
-    What a network keeps is read and not changed. Torch's own FakeTensorMode does more, and takes two to
-    three times as long.
+    The context gives that device. It gives None if torch lacks what this needs; values are then computed as usual.
+    Parameters and buffers of a network are read and never changed. Torch's own FakeTensorMode does more, and takes two
+    to three times as long.
     """
     try:
         from torch.utils._python_dispatch import TorchDispatchMode

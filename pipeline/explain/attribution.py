@@ -68,7 +68,7 @@ def attribute(
     method: str = "integrated",
     baseline: Tensor | None = None,
     steps: int | None = None,
-    most_steps: int = MOST_STEPS,
+    most_steps: int | None = None,
 ) -> Attribution:
     """Attribute the score of N pictures to the units and positions of a layer.
 
@@ -77,7 +77,7 @@ def attribute(
     zero). Each is multiplied by the values minus the baseline.
     baseline: values [N or 1, ...] that fit the layer's node, or float32 [C], one a unit; zero by default.
     steps: of integrated gradients. By default 16, and twice as many for pictures for which the attributions do not add
-    up to the difference, up to `most_steps`. Raises UsageError for an unknown method.
+    up to the difference, up to `most_steps` (256). Raises UsageError for an unknown method.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -105,7 +105,7 @@ def attribute(
         used[left] = count
         found = collected()
         left, count = left[~found.complete[left]], 2 * count
-        if steps is not None or not len(left) or count > most_steps:
+        if steps is not None or not len(left) or count > (most_steps or MOST_STEPS):
             return found
 
 

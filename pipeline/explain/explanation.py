@@ -1,4 +1,4 @@
-"""Why a network said one class, and not another, about one picture: one layer's positions, units and neuron groups."""
+"""Explain why a network gives a picture one class and not another, by the positions, units and groups of one layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.explain.attribution import MOST_STEPS, ablated, attribute, replaced
+from pipeline.explain.attribution import ablated, attribute, replaced
 from pipeline.explain.groups import Groups, neuron_groups
 from pipeline.explain.suffix import Suffix, Target
 
@@ -66,7 +66,7 @@ def explain(
     baseline: NDArray[np.float32] | None = None,
     groups: int = 6,
     ablate: int = 8,
-    most_steps: int = MOST_STEPS,
+    most_steps: int | None = None,
 ) -> Explanation:
     """Explain one picture, uint8 [channels, H, W].
 
@@ -84,11 +84,7 @@ def explain(
     activations = suffix.map(state.value)[0].numpy().astype(np.float32)
     channels, height, width = activations.shape
     factored = neuron_groups(activations.reshape(channels, -1).T, groups, suffix.layer.signed)
-    parts = (
-        np.stack([factored.part(k).T for k in range(len(factored.loadings))])
-        if len(factored.loadings)
-        else (np.zeros((0, channels, height * width), np.float32))
-    )
+    parts = np.array([factored.part(k).T for k in range(len(factored.loadings))], np.float32)
     parts = parts.reshape(-1, channels, height, width)
     gradient = found.gradient[0].double().numpy()
     by_unit = found.values[0].double().sum((1, 2)).numpy()

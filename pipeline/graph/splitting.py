@@ -85,7 +85,7 @@ def _second(module: fx.GraphModule, start: fx.Node, beside: Sequence[fx.Node], a
 
 
 def copies(values: Any) -> Any:
-    """Return a copy of every tensor in a value, through which gradients flow."""
+    """Return a value with each of its tensors copied. Gradients flow through the copies."""
     return with_tensors(values, torch.clone)
 
 

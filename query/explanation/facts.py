@@ -83,7 +83,7 @@ class Facts:
 
     @property
     def units(self) -> pd.DataFrame:
-        """All units of the layer, by attribution falling.
+        """All units of the layer, the highest attribution first.
 
         Columns: model, layer, channel, rank, attribution, ablation (by how much the score falls without the unit; NaN
         but for the first and the last), value (its maximum on the picture), tail_p (the share of pictures that fire it

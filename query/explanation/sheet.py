@@ -30,7 +30,7 @@ AGAINST: Color = (42, 106, 180)
 def explanation_sheet(explained: Facts) -> Image.Image:
     """Draw the sheet: RGB, WIDTH pixels wide and as high as it needs to be."""
     units = explained.units
-    most = explained_count(explained)
+    most = _each_side(explained)
     speaking = units[units["attribution"] > 0].head(most)
     opposed = units[units["attribution"] < 0].tail(most).iloc[::-1]
     said = [line for sentence in explained.sentences for line in _lines(sentence, 15, WIDTH - 2 * MARGIN)]
@@ -49,25 +49,19 @@ def explanation_sheet(explained: Facts) -> Image.Image:
         canvas.text(MARGIN, y + row * LINE, line, 15)
     y += heights[2]
     target = explained.class_name(explained.values.target)
-    other = "it" if explained.values.against is None else explained.class_name(explained.values.against)
+    against = explained.values.against
+    other = "against it" if against is None else f"for {explained.class_name(against)}"
     _units(canvas, explained, y, f"Units that speak for {target}, by attribution", FOR, speaking)
     y += heights[3]
-    _units(
-        canvas,
-        explained,
-        y,
-        f"Units that speak {'against' if other == 'it' else 'for'} {other}, by attribution",
-        AGAINST,
-        opposed,
-    )
+    _units(canvas, explained, y, f"Units that speak {other}, by attribution", AGAINST, opposed)
     y += heights[4]
     if groups:
         _groups(canvas, explained, y)
     return canvas.image
 
 
-def explained_count(explained: Facts) -> int:
-    """Return how many units to show on each side: those that were ablated, in whole lines."""
+def _each_side(explained: Facts) -> int:
+    """Return how many units to show on each side: a line of them, if so many were ablated."""
     return min(ACROSS, max(len(explained.values.ablations) // 2, 1))
 
 
@@ -92,27 +86,22 @@ def _header(canvas: Canvas, explained: Facts) -> None:
 def _pictures(canvas: Canvas, explained: Facts, y: int) -> None:
     picture = _square(Image.fromarray(explained.pixels), PICTURE)
     canvas.image.paste(picture, (MARGIN, y))
-    by_position = explained.values.by_position
-    places = explained.layer.has_places
-    if places:
-        canvas.image.paste(signed_map(picture, by_position), (MARGIN + PICTURE + GAP, y))
     canvas.text(MARGIN, y + PICTURE + 8, "as the network saw it", 14, FAINT)
     x = MARGIN + PICTURE + GAP
-    if places:
-        canvas.text(x, y + PICTURE + 8, "red: adds to the score, blue: takes from it", 14, FAINT)
-        x += PICTURE + GAP
-        canvas.image.paste(dictionary(explained, picture), (x, y))
-        canvas.text(x, y + PICTURE + 8, "what fires most there, sized by how much", 14, FAINT)
-        x += PICTURE + GAP
+    if explained.layer.has_places:
+        for tile, words in (
+            (signed_map(picture, explained.values.by_position), "red: adds to the score, blue: takes from it"),
+            (dictionary(explained, picture), "what fires most there, sized by how much"),
+        ):
+            canvas.image.paste(tile, (x, y))
+            canvas.text(x, y + PICTURE + 8, words, 14, FAINT)
+            x += PICTURE + GAP
     width = WIDTH - MARGIN - x
     canvas.text(x, y, "What the network says", 18)
+    colors = {explained.values.target: FOR, explained.values.against: AGAINST}
     for place, row in enumerate(frame_objects(explained.predictions)):
         top = y + HEADING + place * 44
-        color = (
-            FOR
-            if row["class_index"] == explained.values.target
-            else (AGAINST if row["class_index"] == explained.values.against else drawing.LINE)
-        )
+        color = colors.get(row["class_index"], drawing.LINE)
         canvas.text(x, top, row["label"], 15, width=width - 90)
         canvas.text(x + width, top, f"{row['probability']:.1%}", 15, FAINT, anchor="ra")
         canvas.draw.rectangle((x, top + 22, x + max(width * row["probability"], 1), top + 28), color)
@@ -175,7 +164,7 @@ def _two_tiles(explained: Facts, unit: Unit) -> list[Image.Image]:
 
 
 def visualization(explained: Facts, channel: int) -> Image.Image | None:
-    """Return a unit's feature visualization: the stored one, or else one that was rendered for this sheet."""
+    """Return a unit's stored feature visualization, else one rendered for this sheet, or None if there is neither."""
     run, layer = explained.dense.run, explained.layer
     if run.has("visualizations"):
         rows = run.lookup(run.only("visualizations")).rows(

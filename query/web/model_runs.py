@@ -164,7 +164,7 @@ class ModelRuns:
 
         def work() -> Explained:
             return explained(
-                dense, self._probe(scope, dense.run), name or "your picture",
+                dense, self._probe(scope, dense.run), name or "picture.jpg",
                 picture if isinstance(picture, int) else None, self._pixels(scope, dense, picture), target, against,
                 chosen.name, groups=groups, ablate=UNITS, most_steps=MOST_STEPS,
             )  # fmt: skip

@@ -70,7 +70,7 @@ def test_a_suffix_ends_as_the_network_does(name: str, layer: str) -> None:
 
 
 class _Score(nn.Module):
-    """The score of each row, in turn of each picture, as a module of one input and one output."""
+    """A module that maps values of a layer to the score of each row. Row i belongs to picture i % PICTURES."""
 
     def __init__(self, suffix: nn.Module, target: Target) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from store.errors import UsageError
 
 
 def _planted(signed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return three groups of units that do not overlap, float32 [3, 30], and 60 positions of which each has one."""
+    """Return three groups of units that do not overlap, float32 [3, 30], and 60 positions that have one group each."""
     chance = np.random.default_rng(0)
     groups = np.zeros((3, 30), np.float32)
     for i in range(3):

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import query
+from pipeline import explain as pipeline_explain
 from query.commands.explain import explain as command
+from query.explanation import terms
 from query.explanation.explained import Explained, output_class
 from query.scope import Scope
 from store.errors import UsageError
@@ -145,6 +147,10 @@ def test_the_sheet_shows_all_of_it(why: Explained) -> None:
 def test_what_cannot_be_asked(scope: Scope, asked: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         scope.explain(DALMATIAN, **asked)  # type: ignore[arg-type]
+
+
+def test_methods_are_those_of_the_pipeline() -> None:
+    assert pipeline_explain.METHODS == terms.METHODS
 
 
 def test_the_command(demo_store: Path, tmp_path: Path) -> None:

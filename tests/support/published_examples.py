@@ -14,7 +14,7 @@ DESCRIPTION = {"height": 8, "width": 8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.
 
 
 class _Basic(nn.Module):
-    """relu(relu(a) - 1 - relu(b)), and zero as another output."""
+    """Two outputs: relu(relu(a) - 1 - relu(b)), and zero."""
 
     def __init__(self) -> None:
         super().__init__()
