@@ -29,13 +29,13 @@ def test_a_dead_worker_is_replaced_and_ctrl_c_leaves_a_store_to_go_on_with(
     wanted = faults.undisturbed(folder)
     store = tmp_path_factory.mktemp("processes") / "store"
     command = ("run", folder / "faults.toml", "--store", store, "--workers", "2")
-    run = faults.start(*command)
-    by_worker = faults.kill_in_flight(store, "scan", lambda event: faults.kill_now([event["pid"]]), run)
-    by_user = faults.kill_in_flight(store, "visualize", lambda event: _stop(run, store), run)
-    _, said = run.communicate(timeout=faults.PATIENCE)
+    with faults.running(*command) as run:
+        by_worker = faults.kill_in_flight(store, "scan", lambda event: faults.kill_now([event["pid"]]), run)
+        by_user = faults.kill_in_flight(store, "visualize", lambda event: _stop(run, store), run)
+        _, said = run.communicate(timeout=faults.PATIENCE)
     assert run.returncode == 130
     assert "run the same command again" in said
-    faults.finish(faults.start(*command))
+    faults.complete(*command)
     assert faults.digests(store) == wanted
     assert faults.run_twice(store) == by_worker | by_user
 

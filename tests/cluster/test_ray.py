@@ -41,11 +41,11 @@ def test_a_worker_and_a_node_are_lost(cluster: Any, tmp_path_factory: pytest.Tem
     folder = shared_folder(tmp_path_factory, "faults")
     wanted = faults.undisturbed(folder)
     store = tmp_path_factory.mktemp("ray") / "store"
-    run = faults.start("run", folder / "faults.toml", "--store", store, "--executor", "ray",
-                       "--address", cluster.address)  # fmt: skip
-    by_worker = faults.kill_in_flight(store, "scan", lambda event: faults.kill_now([event["pid"]]), run)
-    by_node = faults.kill_in_flight(store, "visualize", lambda event: _kill_node(cluster, store, event), run)
-    faults.finish(run)
+    command = ("run", folder / "faults.toml", "--store", store, "--executor", "ray", "--address", cluster.address)
+    with faults.running(*command) as run:
+        by_worker = faults.kill_in_flight(store, "scan", lambda event: faults.kill_now([event["pid"]]), run)
+        by_node = faults.kill_in_flight(store, "visualize", lambda event: _kill_node(cluster, store, event), run)
+        faults.finish(run)
     assert faults.digests(store) == wanted
     assert faults.run_twice(store) == by_worker | by_node
     assert {e["engine"] for e in logs.read(store) if e["event"] == "begin"} == {"ray"}
