@@ -68,7 +68,7 @@ COMMAND = (sys.executable, "-m", "unitscope")
 
 @contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Start a command. At the end of the block it is killed if it still runs: a test that fails leaves nothing behind."""
+    """Start a command. It is killed at the end of the block, so that a test that fails leaves nothing behind."""
     command = [*COMMAND, *(str(a) for a in arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
