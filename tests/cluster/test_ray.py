@@ -27,9 +27,13 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": faults.PYTHONPATH}
-    slower = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0}
+    settings = {
+        "health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0,
+        "worker_niceness": 0,  # Ray's workers give way to all other processes: beside other tests they hardly run
+        "num_workers_soft_limit": 2,  # a node keeps its process for tasks with a GPU and that for tasks without
+    }  # fmt: skip
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**head, "_system_config": slower})
+    made = Cluster(initialize_head=True, head_node_args={**head, "_system_config": settings})
     for _ in range(2):
         made.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20)
     made.wait_for_nodes()
