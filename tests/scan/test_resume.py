@@ -30,7 +30,7 @@ count = 3
 [visualize]
 units_per_layer = 4
 size = 64
-steps = 48
+steps = 24
 batch = 2
 shard_size = 2
 """
@@ -55,7 +55,7 @@ def _kill_in(stage: str, config: Path, store: Path, after: int = 1) -> None:
         while len(list(store.glob(f"commits/*/{stage}/[!.]*.json"))) < after:
             assert process.poll() is None, f"ended before it could be killed in {stage}"
             assert time.monotonic() < deadline
-            time.sleep(0.002)
+            time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
