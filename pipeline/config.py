@@ -79,6 +79,12 @@ class VisualizeConfig:
 
 
 @dataclass(frozen=True)
+class ConnectionsConfig:
+    layers: Layers = "blocks"  # the layers whose inputs are found, among those of the run
+    count: int = 50  # strongest inputs kept per unit
+
+
+@dataclass(frozen=True)
 class ComputeConfig:
     device: str = "auto"
     precision: str = "float32"  # docs/scanning.md says what the other precisions and `compile` change
@@ -96,6 +102,7 @@ class Config:
     scan: ScanConfig = field(default_factory=ScanConfig)
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     visualize: VisualizeConfig = field(default_factory=VisualizeConfig)
+    connections: ConnectionsConfig = field(default_factory=ConnectionsConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
@@ -112,8 +119,8 @@ CHOICES = {
 MOST = 2**31 - 1  # of any number
 AT_LEAST_ONE = {
     ("calibrate", "images"), ("scan", "topk"), ("scan", "batch_size"), ("scan", "shard_size"), ("examples", "count"),
-    ("visualize", "repeats"), ("visualize", "steps"), ("visualize", "batch"), ("visualize", "shard_size"),
-    ("compute", "workers"),
+    ("connections", "count"), ("visualize", "repeats"), ("visualize", "steps"), ("visualize", "batch"),
+    ("visualize", "shard_size"), ("compute", "workers"),
 }  # fmt: skip
 
 
@@ -194,6 +201,8 @@ def _check_range(where: str, key: tuple[str, str], value: Any) -> None:
         least = 1 if key in AT_LEAST_ONE else 0
         if isinstance(item, (int, float)) and item < least:
             raise UsageError(f"{where} = {item!r}: expected at least {least}")
+    if key == ("connections", "count") and value > 32_767:
+        raise UsageError(f"{where} = {value!r}: expected at most 32767")
     if key in (("scan", "topk"), ("scan", "lowest")) and value > 32_767:
         raise UsageError(f"{where} = {value!r}: expected at most 32767; the dense record holds the rest")
     if key == ("visualize", "size") and value < 16:
@@ -221,6 +230,9 @@ def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
     sections["compute"]["device"] = device
     if not config.examples.quantiles:  # a key that older runs do not know: without it they can be gone on with
         del sections["examples"]["quantiles"]
+    for name in ("connections",):  # the same for sections
+        if getattr(config, name) == type(getattr(config, name))():
+            del sections[name]
     return {
         name: {key: value for key, value in sorted(section.items()) if (name, key) not in UNHASHED}
         for name, section in sorted(sections.items())

@@ -194,6 +194,18 @@ VISUALIZATIONS = Table("visualizations", "one row per feature visualization", (
     _f("h5_dataset", "text", "name of its dataset in that file: uint8 [n, size, size, 3]"),
     _f("h5_index", "int32", "its row in that dataset"),
 ))  # fmt: skip
+CONNECTIONS = Table("connections", "for each unit, the units that feed it most strongly by the weights between them", (
+    MODEL, DATASET,
+    _f("layer", "name", "layer of the unit that is fed"),
+    _f("channel", "int32", "channel of the unit that is fed"),
+    _f("rank", "int16", "rank from 1, the strongest by size"),
+    _f("source_layer", "name", "layer of the unit that feeds it"),
+    _f("source_channel", "int32", "channel of the unit that feeds it"),
+    _f("strength", "float32", "length of the weights that lead from it to the middle of the fed unit's map, times the "
+       "standard deviation of its values over positions; negative if the weights' sum is"),
+    _f("weight", "float32", "sum of these weights"),
+    _f("path", "name", "what the weights lead through"),
+), row_group=16_384)  # fmt: skip
 GROUPS = Table("groups", "neuron groups; empty, because no stage fills them yet", (
     MODEL, DATASET, LAYER,
     _f("group_index", "int32", "the group"), CHANNEL,
@@ -203,6 +215,6 @@ GROUPS = Table("groups", "neuron groups; empty, because no stage fills them yet"
 DATASET_TABLES = (DATASETS, IMAGES, CLASSES)  # files datasets/<dataset>/<table>.parquet
 RUN_TABLES = (
     MODELS, RUNS, LAYERS, EDGES, REJECTED, PREDICTIONS, UNITS, TOP_EXAMPLES, CLASS_STATS, NEIGHBORS, VISUALIZATIONS,
-    GROUPS,
+    CONNECTIONS, GROUPS,
 )  # fmt: skip
 TABLES = (*DATASET_TABLES, *RUN_TABLES, TAIL)

@@ -52,6 +52,10 @@ STAGES = (
         after=("index", "fold"), needs_network=True, last="finish", consumer=("examples", "finish"),
     ),
     StageSpec(
+        "connections", "find which units feed each unit, and how strongly, by the weights between them",
+        after=("index", "fold"), needs_network=True, last="finish", consumer=("connections", "finish"),
+    ),
+    StageSpec(
         "visualize", "render feature visualizations, with metrics of how far to trust them",
         after=("index", "fold"), needs_network=True, last="finish", consumer=("visualize", "finish"), shown_early=True,
     ),

@@ -63,11 +63,12 @@ class Suffix:
         self.model, self.layer = model, layer
         network = folded_network(model, [layer]).requires_grad_(False)
         try:
-            self.prefix, self.module, around = split(network, layer.node)
+            parts = split(network, [layer.node])
         except UsageError as error:
             raise UsageError(f"layer {layer.name} cannot be explained: {error}") from error
+        self.prefix, self.module = parts.prefix, parts.rest
         # What follows from the number of rows alone is computed for each such number; the rest is of the pictures.
-        self._follows = [name in model.graph.sized for name in around]
+        self._follows = [name in model.graph.sized for name in parts.beside]
         self._for_rows: dict[int, list[Any]] = {}
 
     def state(self, pixels: Tensor) -> State:

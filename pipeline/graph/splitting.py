@@ -1,8 +1,9 @@
-"""Split a traced network at one node: the part up to it, and the part from it to the output, without hooks."""
+"""Cut a part out of a traced network: the part up to some nodes, and the part from them to another, without hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,44 +14,62 @@ from pipeline.graph.surgery import copied, has_effect, remove_unneeded
 from store.errors import UsageError
 
 
-def split(module: fx.GraphModule, name: str) -> tuple[fx.GraphModule, fx.GraphModule, tuple[str, ...]]:
-    """Return the part of a network up to the node `name`, the part after it, and the nodes that lead around it.
+@dataclass(frozen=True)
+class Parts:
+    """A network in two parts.
 
-    The first maps a batch of pictures to a list: the node's value, then what the second part needs of the network
-    besides it (a residual branch that goes around the node, a size), in the order of these nodes. The second takes such
-    a list, and returns what the network returns. It runs on copies if it changes anything in place. Both share the
-    network's parameters. Raises UsageError if there is no such node, or if the output does not depend on it.
+    `prefix` maps a batch of pictures to a list: the values of the nodes at which the network was cut, then what the
+    second part needs besides (a residual branch that goes around a node, a size), whose nodes are named in `beside`.
+    `rest` takes such a list. It runs on copies if it changes anything in place. Both share the network's parameters.
     """
-    start = next((node for node in module.graph.nodes if node.name == name), None)
+
+    prefix: fx.GraphModule
+    rest: fx.GraphModule
+    beside: tuple[str, ...]
+
+
+def split(module: fx.GraphModule, names: Sequence[str], end: str = "") -> Parts:
+    """Cut a network at the nodes `names`. The second part goes from them to the node `end`, or to the output.
+
+    Raises UsageError if there is no such node, or if the end depends on none of the nodes.
+    """
+    by_name = {node.name: node for node in module.graph.nodes}
     output = next(iter(reversed(module.graph.nodes)))
-    if start is None:
-        raise UsageError(f"{name}: no such node in this graph")
-    after = _after(module, start)
-    if output not in after:
-        raise UsageError(f"{name}: the network's output does not depend on this node")
+    for name in (*names, end):
+        if name and name not in by_name:
+            raise UsageError(f"{name}: no such node in this graph")
+    starts = [by_name[name] for name in names]
+    last = by_name[end] if end else output
+    after = _after(module, starts)
+    if last not in after:
+        what = "the network's output" if last is output else f"node {end}"
+        raise UsageError(f"{', '.join(names)}: {what} does not depend on this node")
+    if last is not output:
+        order = list(module.graph.nodes)
+        after &= set(order[: order.index(last) + 1])
     beside = list(
         dict.fromkeys(
             source
             for node in module.graph.nodes
             if node in after
             for source in node.all_input_nodes
-            if source not in after and source is not start and source.op != "get_attr"
+            if source not in after and source not in starts and source.op != "get_attr"
         )
     )
-    return (
-        _first(module, [start, *beside]),
-        _second(module, start, beside, after),
+    return Parts(
+        _first(module, [*starts, *beside]),
+        _second(module, [*starts, *beside], after, last),
         tuple(node.name for node in beside),
     )
 
 
-def _after(module: fx.GraphModule, start: fx.Node) -> set[fx.Node]:
-    """Return the nodes that depend on `start`."""
-    found = {start}
+def _after(module: fx.GraphModule, starts: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that depend on one of `starts`, without these."""
+    found = set(starts)
     for node in module.graph.nodes:
         if any(source in found for source in node.all_input_nodes):
             found.add(node)
-    return found - {start}
+    return found - set(starts)
 
 
 def _first(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> fx.GraphModule:
@@ -66,20 +85,22 @@ def _first(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> fx.GraphModule:
     return fresh
 
 
-def _second(module: fx.GraphModule, start: fx.Node, beside: Sequence[fx.Node], after: set[fx.Node]) -> fx.GraphModule:
+def _second(module: fx.GraphModule, given: Sequence[fx.Node], after: set[fx.Node], last: fx.Node) -> fx.GraphModule:
     graph = fx.Graph()
-    given = graph.placeholder("values")
+    values = graph.placeholder("values")
     in_place = any(has_effect(node, module) for node in after if node.op != "output")
-    copy = graph.call_function(copies, (given,)) if in_place else given
-    new: dict[fx.Node, fx.Node] = {
-        node: graph.call_function(_item, (copy, index)) for index, node in enumerate([start, *beside])
-    }
+    copy = graph.call_function(copies, (values,)) if in_place else values
+    new: dict[fx.Node, fx.Node] = {node: graph.call_function(item, (copy, index)) for index, node in enumerate(given)}
     for node in module.graph.nodes:
         if node.op == "get_attr" and any(user in after for user in node.users):
             new[node] = graph.node_copy(node)
         elif node in after:
             new[node] = graph.node_copy(node, lambda old: new[old])
-    tail = fx.GraphModule(module, graph, f"After_{start.name}")
+    if last.op != "output":
+        graph.output(new[last])
+    tail = fx.GraphModule(module, graph, f"After_{given[0].name}")
+    if last.op != "output":
+        remove_unneeded(tail, [new[last]])
     tail.graph.lint()
     return tail
 
@@ -89,5 +110,6 @@ def copies(values: Any) -> Any:
     return with_tensors(values, torch.clone)
 
 
-def _item(values: Sequence[Any], index: int) -> Any:
+def item(values: Sequence[Any], index: int) -> Any:
+    """Return a value of the list that the second part takes."""
     return values[index]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline import config as configs
-from pipeline.config import Config
+from pipeline.config import Config, Layers
 from pipeline.graph import Layer
 from pipeline.models import Model, open_model
 from pipeline.scan.batch_statistics import UnitIndex
@@ -41,14 +41,17 @@ class Spec:
     @functools.cached_property
     def visualized(self) -> tuple[Layer, ...]:
         """The layers of the run that `[visualize] layers` names."""
-        chosen = self.config.visualize.layers
+        return self.chosen("visualize", self.config.visualize.layers)
+
+    def chosen(self, section: str, chosen: Layers) -> tuple[Layer, ...]:
+        """Return the layers of the run that a section of the config names: all of them for "blocks" and "all"."""
         if chosen in ("blocks", "all"):
             return self.layers
         names = [layer.name for layer in self.layers]
 
         def no_match(glob: str) -> UsageError:
             hint = did_you_mean(glob, names) or f"see `unitscope layers {self.config.model.source}`"
-            return UsageError(f"[visualize] layers: {glob!r} matches no layer of the run: {hint}")
+            return UsageError(f"[{section}] layers: {glob!r} matches no layer of the run: {hint}")
 
         names_chosen = set(matching(names, chosen, no_match))
         return tuple(layer for layer in self.layers if layer.name in names_chosen)
