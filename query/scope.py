@@ -19,6 +19,7 @@ from query.questions import (
     class_selectivity,
     class_units,
     comparison,
+    connections,
     distribution,
     image_summary,
     image_units,
@@ -205,6 +206,23 @@ class Scope:
         asked = self._unit(unit, model, dataset)
         within = None if layer is None else resolve.find_layers(asked.run, layer)
         return similarity.similar_units(self._dense_of(asked), asked, k, within)
+
+    def inputs(self, unit: str, k: int = 20, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
+        """Return the units that feed a unit most strongly, through none of the run's other layers.
+
+        Columns: model, layer, channel, rank, strength, weight, path, n. `strength` is the length of the weights that
+        lead from the other unit to this one, times the standard deviation of the other's values over positions, and
+        negative if the weights' sum, `weight`, is. `path` says what the weights lead through. As many as
+        `[connections] count` in the run's config are kept.
+        """
+        return connections.inputs(self._unit(unit, model, dataset), arguments.count(k))
+
+    def outputs(self, unit: str, k: int = 20, model: str | None = None, dataset: str | None = None) -> pd.DataFrame:
+        """Return the units that a unit feeds most strongly, of those that have it among their inputs kept.
+
+        Columns as of inputs.
+        """
+        return connections.outputs(self._unit(unit, model, dataset), arguments.count(k))
 
     def similar_images(
         self, image: ImageName, layer: str, k: int = 10, model: str | None = None, dataset: str | None = None

@@ -120,6 +120,7 @@ class _Part:
             _copied(self.root, out, layout.config(self.run))
             out.commit(self._last("fold").facts)
         self._pictures()
+        self._connections()
 
     def _publication(self, stage: str, shard: str) -> Publication:
         return Publication(self.to, self.run, stage, shard, self.fingerprint)
@@ -152,7 +153,10 @@ class _Part:
 
     def _filtered(self, out: Publication, relative: str, table: schema.Table, column: str) -> None:
         data = parquet.read(self.root / relative)
-        kept = parquet.complete(table, data.filter(self._kept(data[column])))
+        self._written(out, relative, table, data.filter(self._kept(data[column])))
+
+    def _written(self, out: Publication, relative: str, table: schema.Table, data: pa.Table) -> None:
+        kept = parquet.complete(table, data)
         plain = [pa.field(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in kept.schema]
         parquet.write(out.path(relative), table, kept.cast(pa.schema(plain)))  # drop names of other layers
         self.advance(relative)
@@ -223,6 +227,16 @@ class _Part:
                     _copied(self.root, out, relative)
                 for relative in table:
                     self._filtered(out, relative, schema.VISUALIZATIONS, "layer")
+                out.commit()
+
+    def _connections(self) -> None:
+        """Write the connections between units of these layers."""
+        relative = layout.table(self.run, "connections")
+        if self._has(relative):
+            data = parquet.read(self.root / relative)
+            both = pc.and_(self._kept(data["layer"]), self._kept(data["source_layer"]))
+            with self._publication("connections", "finish") as out:
+                self._written(out, relative, schema.CONNECTIONS, data.filter(both))
                 out.commit()
 
     def _visualization_tables(self) -> list[str]:

@@ -49,8 +49,8 @@ def scope(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scope]:
 def values_of(question: Question) -> dict[str, Any]:
     """A value for each parameter that must be given."""
     by_kind = {
-        "unit": "head:1", "image": 7, "images": "lighthouse", "class": "lighthouse", "layer": "head", "model": "toy",
-        "number": 1.0,
+        "unit": "block.0.add:1", "image": 7, "images": "lighthouse", "class": "lighthouse", "layer": "head",
+        "model": "toy", "number": 1.0,
     }  # fmt: skip
     return {p.name: by_kind[p.kind] for p in question.parameters if p.required}
 

@@ -177,7 +177,12 @@ class Connections:
             nothing = [torch.zeros_like(v) for v in values[:count]]
             bias = self.target.to_nchw(self._steps.module([*nothing, *values[count:]]))[0].clone()
         followed, end = self._run(values)
-        return OnPicture(self, value, bias, followed, self.target.to_nchw(end)[0])
+        return OnPicture(self, value, bias, followed, values[count:], self.target.to_nchw(end)[0])
+
+    def replay(self, values: Sequence[Any]) -> Tensor:
+        """Run the linear map of the last picture on other values of the nodes at which the network is cut."""
+        found: Tensor = self._steps.module(list(values))
+        return found
 
     def _values(self, x: Tensor) -> list[Any]:
         with torch.no_grad():
@@ -207,7 +212,12 @@ class OnPicture:
     value: Tensor
     bias: Tensor
     followed: list[Tensor]
+    beside: list[Any]
     end: Tensor
+
+    def run(self, values: Sequence[Tensor]) -> Tensor:
+        """Return what the layer would have, [C, H, W], if the sources' nodes had these values, all else as it was."""
+        return self.connections.target.to_nchw(self.connections.replay([*values, *self.beside]))[0]
 
     def strongest(self, channel: int) -> tuple[int, int]:
         """Return the row and column of a unit's first maximum."""

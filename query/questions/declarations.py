@@ -34,6 +34,7 @@ _RANK: Final = {"rank": "BIGINT"}
 _UNIT_COLUMNS: Final = {"model": "VARCHAR", "layer": "VARCHAR", "channel": "INTEGER"}
 _IMAGE_COLUMNS: Final = {"image_id": "BIGINT", "path": "VARCHAR", "label": "VARCHAR", "class_index": "INTEGER"}
 _VALUE: Final = {"value": "FLOAT", "mean": "FLOAT", "tail_p": "DOUBLE"}
+_CONNECTION: Final = {"strength": "FLOAT", "weight": "FLOAT", "path": "VARCHAR"}
 _POSITION: Final = {"y": "INTEGER", "x": "INTEGER"}
 
 _SQL_K: Final = {"k": ("BIGINT", "k")}
@@ -186,6 +187,25 @@ QUESTIONS: tuple[Question, ...] = (
             ),
         ),
         command="similar",
+    ),
+    Question(
+        name="inputs",
+        parameters=(_UNIT, _k(20), *_RUN),
+        columns=_UNIT_COLUMNS | _RANK | _CONNECTION | _N,
+        about="Which units feed this unit most strongly?",
+        detail="By the weights that lead from the layers before it, times how much the other unit varies. Negative: it "
+        "holds this unit down. `path` says what lies between.",
+        examples=("unitscope ask stores/demo inputs blocks.5.2.bn1:3 -k 5",),
+        macros=(Macro("inputs", _SQL_UNIT | _SQL_K | _SQL_RUN, optional=_OPTIONAL),),
+    ),
+    Question(
+        name="outputs",
+        parameters=(_UNIT, _k(20), *_RUN),
+        columns=_UNIT_COLUMNS | _RANK | _CONNECTION | _N,
+        about="Which units does this unit feed most strongly?",
+        detail="Those that have this unit among their strongest inputs; see inputs.",
+        examples=("unitscope ask stores/demo outputs blocks.5.2.bn1:3 -k 5",),
+        macros=(Macro("outputs", _SQL_UNIT | _SQL_K | _SQL_RUN, optional=_OPTIONAL),),
     ),
     Question(
         name="similar_images",

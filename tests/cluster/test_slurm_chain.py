@@ -34,15 +34,16 @@ def test_an_empty_store_needs_everything_in_order(job: Job, tmp_path: Path) -> N
     fresh = Job(job.spec.config, tmp_path / "none", progress=False)
     found = chain.steps(fresh, 8)
     names = [step.name for step in found]
-    wanted = ["index", "calibrate", "scan", "scan-check", "fold", "fold-check", "examples", "visualize", "finish"]
+    last = ["examples", "connections", "visualize"]
+    wanted = ["index", "calibrate", "scan", "scan-check", "fold", "fold-check", *last, "finish"]
     assert names == wanted
     after = {step.name: step.after for step in found}
     assert after["scan"] == ("calibrate",)
     assert after["fold"] == ("scan-check",)
-    assert after["examples"] == after["visualize"] == ("fold-check",)
-    assert after["finish"] == ("examples", "visualize")
+    assert after["examples"] == after["connections"] == after["visualize"] == ("fold-check",)
+    assert after["finish"] == ("examples", "connections", "visualize")
     assert {step.name: len(step.indices) for step in found if step.indices}["fold"] == 8
-    assert [step.name for step in found if step.on_device] == ["calibrate", "scan", "examples", "visualize"]
+    assert [step.name for step in found if step.on_device] == ["calibrate", "scan", *last]
 
 
 def test_a_complete_store_needs_nothing(job: Job) -> None:
@@ -52,7 +53,15 @@ def test_a_complete_store_needs_nothing(job: Job) -> None:
 
 def test_only_shares_that_lack_shards_are_sent(job: Job) -> None:
     layers = len(job.spec.layers)
-    _forget(job, "fold/layer-0003", "fold/layer-0009", "fold/finish", "examples/finish", "visualize/finish")
+    _forget(
+        job,
+        "fold/layer-0003",
+        "fold/layer-0009",
+        "fold/finish",
+        "examples/finish",
+        "connections/finish",
+        "visualize/finish",
+    )
     found = {step.name: step for step in chain.steps(job, 4)}
     assert list(found) == ["fold", "fold-check", "finish"]
     assert layers > 9
@@ -63,7 +72,7 @@ def test_only_shares_that_lack_shards_are_sent(job: Job) -> None:
 
 def test_a_check_names_the_first_stage_that_lacks_shards(job: Job) -> None:
     assert [chain.unready(job, check) for check in ("scan", "fold", "finish")] == ["", "", ""]
-    _forget(job, "visualize/finish", "fold/finish")
+    _forget(job, "visualize/finish", "connections/finish", "fold/finish")
     assert chain.unready(job, "fold") == "", "the check runs the last shard itself"
     _forget(job, "fold/layer-0003")
     assert chain.unready(job, "finish").startswith("2 shard(s) of fold")
@@ -106,11 +115,12 @@ def test_scripts_say_what_sbatch_needs(workplace: Path, tmp_path: Path) -> None:
         "calibrate",
         "scan",
         "examples",
+        "connections",
         "visualize",
     }
     assert "#SBATCH --array=0-2\n" in scripts["fold"]
     assert "--shard $SLURM_ARRAY_TASK_ID/3 --device cuda\n" in scripts["fold"]
-    assert "--dependency=afterany:<examples>:<visualize>" in scripts["finish"]
+    assert "--dependency=afterany:<examples>:<connections>:<visualize>" in scripts["finish"]
     for text in scripts.values():
         assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert not (tmp_path / "s").exists(), "a dry run writes nothing"

@@ -52,6 +52,8 @@ NAMED: list[tuple[str, tuple[object, ...], Any]] = [
     ("similar", ("head:1",), lambda s: s.similar_units("head:1")),
     ("similar", ("head:1", "--layer", "stem.relu"), lambda s: s.similar_units("head:1", layer="stem.relu")),
     ("similar", (7, "--layer", "head", "-k", 5), lambda s: s.similar_images(7, "head", 5)),
+    ("ask inputs", ("head:1", "-k", 3), lambda s: s.inputs("head:1", 3)),
+    ("ask outputs", ("stem.relu:1",), lambda s: s.outputs("stem.relu:1")),
     ("ask both", ("head:1", "stem.relu:1", "-k", 3), lambda s: s.both("head:1", "stem.relu:1", k=3)),
     ("ask both", ("head:1", "stem.relu:1", "--without"), lambda s: s.both("head:1", "stem.relu:1", without=True)),
     ("ask units-for-class", ("437", "--layer", "head"), lambda s: s.units_for_class(437, layer="head")),

@@ -305,6 +305,25 @@ def test_similar_units_in_the_own_layer(made: Synthetic, scope: Scope) -> None:
     assert len(scope.similar_units("stem.relu:3")) == 0, "a dead unit is like nothing"
 
 
+def test_inputs_and_outputs(made: Synthetic, scope: Scope) -> None:
+    layers = {layer.name: layer.channels for layer in synthetic_store.LAYERS}
+    for name, ask in (("block.0.add:2", scope.inputs), ("block.0.add:2", scope.outputs), ("head:6", scope.inputs)):
+        layer, channel = name.split(":")
+        found = []
+        for other, channels in layers.items():
+            for c in range(channels):
+                ends = (other, c, layer, int(channel)) if ask == scope.inputs else (layer, int(channel), other, c)
+                strength = synthetic_store.connection(*ends)
+                if strength:
+                    found.append((-abs(strength), other, c, strength))
+        frame = ask(name, 4)
+        wanted = [(other, c, strength) for _, other, c, strength in sorted(found)][:4]
+        assert list(zip(frame["layer"], frame["channel"], frame["strength"], strict=True)) == wanted
+        assert frame["rank"].tolist() == [1, 2, 3, 4]
+        assert (frame["weight"] == frame["strength"] / 2).all()
+    assert len(scope.inputs("stem.relu:0")) == len(scope.outputs("head:0")) == 0
+
+
 def test_similar_units_in_another_layer(made: Synthetic, scope: Scope) -> None:
     frame = scope.similar_units("stem.relu:1", 20, layer="head")
     live = [c for c in range(7) if c != 2]

@@ -51,6 +51,8 @@ ASKED: dict[str, Callable[[Scope, str, Any], Any]] = {
     "top_images label": lambda s, u, x: s.top_images(u, 2, label=x),
     "similar_units k": lambda s, u, x: s.similar_units(u, x),
     "similar_units layer": lambda s, u, x: s.similar_units(u, 2, x),
+    "inputs": lambda s, u, x: s.inputs(x, 2),
+    "outputs k": lambda s, u, x: s.outputs(u, x),
     "similar_images layer": lambda s, u, x: s.similar_images(1, x, 2),
     "activations_of layer": lambda s, u, x: s.activations_of(1, x),
     "both": lambda s, u, x: s.both(u, x, k=2),

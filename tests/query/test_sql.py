@@ -94,6 +94,8 @@ def test_parameters(scope: Scope) -> None:
         ("high_without('head:1', 'stem.relu:1', 5)", lambda s: s.both("head:1", "stem.relu:1", without=True, k=5)),
         ("similar_units('head:1', 4)", lambda s: s.similar_units("head:1", 4)),
         ("similar_units('head:1', 4, layers := 'stem.*')", lambda s: s.similar_units("head:1", 4, "stem.*")),
+        ("inputs('head:1', 3)", lambda s: s.inputs("head:1", 3)),
+        ("outputs('stem.relu:1', 3)", lambda s: s.outputs("stem.relu:1", 3)),
         ("similar_images(7, 'head', 4)", lambda s: s.similar_images(7, "head", 4)),
         ("units_for_class('lighthouse', 4)", lambda s: s.units_for_class("lighthouse", 4)),
         ("class_selectivity()", lambda s: s.class_selectivity()),

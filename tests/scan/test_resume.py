@@ -89,6 +89,7 @@ def test_killed_in_scan_fold_and_visualize(config: Path, undisturbed: dict[str, 
     _kill_in("scan", config, store, after=2)
     assert digests(store) != undisturbed
     _kill_in("fold", config, store)
+    _kill_in("connections", config, store)
     _kill_in("visualize", config, store)
     assert digests(store) != undisturbed
     _finish(config, store)

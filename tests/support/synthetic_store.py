@@ -8,12 +8,14 @@ picture 5, and the scan picture 11.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -206,7 +208,7 @@ def _fold_units(made: Synthetic, out: publish.Publication, names: dict[str, str]
         neighbors.append(parquet.to_arrow(schema.NEIGHBORS, named | rows | {"other_layer": layer.name}))
     for table, pieces in (
         (schema.UNITS, units), (schema.TOP_EXAMPLES, examples), (schema.CLASS_STATS, stats),
-        (schema.NEIGHBORS, neighbors),
+        (schema.NEIGHBORS, neighbors), (schema.CONNECTIONS, [_connections(names)]),
     ):  # fmt: skip
         parquet.write(out.path(layout.table(made.run, table.name)), table, _concat(pieces))
     by_class = _concat(stats)
@@ -294,6 +296,29 @@ def _class_stats_of(made: Synthetic, layer: SyntheticLayer, channel: int) -> dic
         areas.append(((inside > rest) + 0.5 * (inside == rest)).mean())
     return {"channel": np.full(3, channel), "class_index": np.array(CLASSES), "mean_max": np.array(means),
             "auc": np.array(areas)}  # fmt: skip
+
+
+def connection(source: str, source_channel: int, layer: str, channel: int) -> float:
+    """Return the strength with which one unit feeds another, of layers that follow each other; 0 if it does not."""
+    places = {one.name: place for place, one in enumerate(LAYERS)}
+    if places[layer] != places[source] + 1:
+        return 0.0
+    return float((source_channel * 5 + channel * 3 + 1) % 7 - 3)
+
+
+def _connections(names: dict[str, str]) -> pa.Table:
+    rows: dict[str, list[Any]] = {f: [] for f in schema.CONNECTIONS.columns if f not in names}
+    for before, layer in itertools.pairwise(LAYERS):
+        for channel in range(layer.channels):
+            all_of = [(s, connection(before.name, s, layer.name, channel)) for s in range(before.channels)]
+            kept = sorted((x for x in all_of if x[1]), key=lambda x: (-abs(x[1]), x[0]))
+            for rank, (source, strength) in enumerate(kept, 1):
+                row = (layer.name, channel, rank, before.name, source, strength, strength / 2, "1x1 conv")
+                for values, value in zip(rows.values(), row, strict=True):
+                    values.append(value)
+    return parquet.to_arrow(
+        schema.CONNECTIONS, rows | {name: [text] * len(rows["rank"]) for name, text in names.items()}
+    )
 
 
 def _neighbors_of(made: Synthetic, layer: SyntheticLayer, channel: int) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from query.questions.connections import inputs, outputs
 from query.questions.distribution import distribution, images_between, quantile_images
 from query.questions.similarity import similar_units
 from query.questions.top_images import lowest_images, top_images
@@ -20,7 +20,7 @@ from query.web.answers import facts
 from query.web.answers.panel import Answer, Lines, objects, panel, plain_rows, text
 from store.codes import QUANTILE_IMAGES
 
-NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, QUANTILE_IMAGES, 6, 8, 4, 24
+NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, QUANTILE_IMAGES, 6, 8, 8, 24
 _VISUALIZATIONS = (
     "kind", "direction", "repeat", "size", "steps", "objective", "value", "value_vs_best_example", "rank_in_layer",
     "beats_median",
@@ -41,7 +41,7 @@ def unit_page(dense: Dense, unit: Unit, low: float | None = None, high: float | 
         "distribution": _distribution(dense, unit, lines),
         "classes": _classes(unit, lines),
         "similar": _similar(dense, unit, lines),
-        "connected": _connected(dense, unit, feeding[-1:], fed[:1], lines),
+        "connected": _connected(unit, lines),
     }
     if layer.signed:
         panels["lowest"] = _lowest(unit, lines)
@@ -213,30 +213,23 @@ def _similar(dense: Dense, unit: Unit, lines: Lines) -> Answer:
     )
 
 
-def _connected(dense: Dense, unit: Unit, feeding: Sequence[Layer], fed: Sequence[Layer], lines: Lines) -> Answer:
-    """Return the units that fire most like this one in some layers that feed its own, and in some that it feeds."""
-    run = unit.run
-    rows: list[Answer] = []
-    parts = []
-    for side, layers in (("feeds it", feeding), ("it feeds", fed)):
-        for layer in layers:
-            found = objects(similar_units(dense, unit, CONNECTED, [layer]))
-            rows += [{"side": side, **row} for row in found]
-            parts.append(
-                f"SELECT {text(side)} AS side, * FROM similar_units({text(unit.name)}, {CONNECTED}, "
-                f"layers := {text(_as_glob(layer.name))}{lines.chosen})"
-            )
+def _connected(unit: Unit, lines: Lines) -> Answer:
+    """Return the units that feed this one most strongly, and those that it feeds."""
+    known = unit.run.has("connections")
+    sides = (("feeds it", inputs), ("it feeds", outputs)) if known else ()
+    rows = [{"side": side, **row} for side, ask in sides for row in objects(ask(unit, CONNECTED))]
+    parts = [
+        f"SELECT {text(side)} AS side, * FROM {ask.__name__}({text(unit.name)}, {CONNECTED}{lines.chosen})"
+        for side, ask in sides
+    ]
     return panel(
         "Before and after it",
-        "The layers next to it in the network, and those units of the nearest that fire most like it.",
+        "What feeds it and what it feeds, by the weights between them times how much the feeding unit varies. Minus: "
+        "it holds the other down.",
         rows,
-        "\nUNION ALL\n".join(parts) or f"SELECT source, target FROM edges {lines.where('false')}",
-        lines.call("similar_units", unit.name, CONNECTED, feeding[0].name if feeding else run.layers[0].name),
-    )
-
-
-def _as_glob(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+        "\nUNION ALL\n".join(parts) or f"SELECT source_layer, source_channel FROM connections\n{_of_unit(unit, lines)}",
+        lines.call("inputs", unit.name, CONNECTED),
+    ) | {"known": known}
 
 
 def neighbours(dense: Dense, layer: Layer) -> tuple[list[Layer], list[Layer]]:
