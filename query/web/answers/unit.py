@@ -20,7 +20,7 @@ from query.web.answers import facts
 from query.web.answers.panel import Answer, Lines, objects, panel, plain_rows, text
 from store.codes import QUANTILE_IMAGES
 
-NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, QUANTILE_IMAGES, 6, 8, 8, 24
+NINE, RANGE, CLASSES, SIMILAR, CONNECTED, BETWEEN = 9, QUANTILE_IMAGES, 6, 8, 6, 24
 _VISUALIZATIONS = (
     "kind", "direction", "repeat", "size", "steps", "objective", "value", "value_vs_best_example", "rank_in_layer",
     "beats_median",
