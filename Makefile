@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-oldest torture coverage check bench format clean
+.PHONY: demo test test-slow test-oldest torture coverage check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/unitscope run configs/demo.toml
@@ -19,6 +19,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+# What `make test` leaves out, because it takes long and other tests cover most of it.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 # The core tests on the lowest versions that pyproject.toml allows, in an environment of their own (8 GB).
 # Without clusters, and without what is compared with other programs. OLDEST: fewer files, or options of pytest.

@@ -53,7 +53,7 @@ STAGES = (
     ),
     StageSpec(
         "connections", "find which units feed each unit, and how strongly, by the weights between them",
-        after=("index", "fold"), needs_network=True, last="finish", consumer=("connections", "finish"),
+        after=("index", "fold"), needs_network=False, last="finish", consumer=("connections", "finish"),
     ),
     StageSpec(
         "visualize", "render feature visualizations, with metrics of how far to trust them",

@@ -72,7 +72,8 @@ class Wiring:
     def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
         self.model, self.layers = model, tuple(layers)
         self._edges = model.graph.edges(self.layers)
-        self._network = folded_network(model, self.layers, arrange=False).requires_grad_(False)
+        # On the processor, wherever the model is: what is multiplied is small.
+        self._network = folded_network(model, self.layers, arrange=False).requires_grad_(False).to("cpu")
 
     def to(self, target: Layer) -> Connections:
         """Return the linear ways that lead to a layer."""

@@ -84,6 +84,7 @@ def test_every_kind_of_every_layer_is_there(job: Job, table: pd.DataFrame) -> No
         assert picture.std() > 0.5
 
 
+@pytest.mark.slow
 def test_the_plan_knew_how_many(job: Job, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsals.shorten(monkeypatch)
     assert visualize.pictures_planned(job) == len(table)

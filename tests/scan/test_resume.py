@@ -99,6 +99,7 @@ def test_killed_in_scan_fold_and_visualize(config: Path, undisturbed: dict[str, 
     assert "every one as it was committed" in done.stdout
 
 
+@pytest.mark.slow  # tests/cluster runs shares under Slurm, and worker processes
 def test_shares_and_processes_give_the_same_bytes(config: Path, undisturbed: dict[str, str]) -> None:
     """Two shares of the scan run at once, as under Slurm; two worker processes do the rest."""
     store = config.parent / "shared"

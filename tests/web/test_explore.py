@@ -30,6 +30,7 @@ def _photographs(folder: Path, count: int) -> None:
         Image.fromarray(chance.integers(0, 256, (64, 80, 3), np.uint8)).save(folder / f"{number}.png")
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_a_page_that_fills(tmp_path: Path, cache: Path) -> None:
     """The page opens when the run has folded, shows pictures before their stage is complete, and ends with SIGTERM."""
     _photographs(tmp_path / "holiday", 12)

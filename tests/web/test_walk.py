@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from support import synthetic_store
 from support.page import Watched, serving
 from web.conftest import DemoPage
@@ -264,3 +264,22 @@ def _copy_rest(whole: Path, root: Path) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
+
+
+def test_an_answer_that_comes_late_does_not_replace_the_layer_that_is_shown(
+    demo_page: DemoPage, watched: Watched
+) -> None:
+    page = watched.page
+    held: list[Route] = []
+    page.route("**/bn1/-/peek/", lambda route: held.append(route))  # noqa: PLW0108  (playwright marks the function)
+    page.goto(demo_page.home)
+    watched.tab_to('a[data-layer="bn1"]')
+    expect(page.locator(".peek")).to_be_visible()
+    page.wait_for_timeout(200)
+    watched.tab_to('a[data-layer="blocks.0.0.bn1"]')
+    expect(page.locator(".peek h2")).to_have_text("blocks.0.0.bn1")
+    assert len(held) == 1
+    with page.expect_response("**/bn1/-/peek/"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    expect(page.locator(".peek h2")).to_have_text("blocks.0.0.bn1")

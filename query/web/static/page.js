@@ -32,6 +32,7 @@ class UnitGrid extends HTMLElement {
 class ArchitectureMap extends HTMLElement {
   #seen = new Map();
   #timer = 0;
+  #asked = "";
 
   connectedCallback() {
     const aside = this.querySelector(".peek");
@@ -55,11 +56,13 @@ class ArchitectureMap extends HTMLElement {
 
   async #show(link, aside) {
     const address = `${link.getAttribute("href")}-/peek/`;
+    this.#asked = address;
     if (!this.#seen.has(address)) {
       const answer = await fetch(address);
       if (!answer.ok) return;
       this.#seen.set(address, await answer.text());
     }
+    if (this.#asked !== address) return; // an answer that came late: another layer was chosen meanwhile
     this.querySelector("a[aria-current]")?.removeAttribute("aria-current");
     link.setAttribute("aria-current", "true");
     aside.replaceChildren(...new DOMParser().parseFromString(this.#seen.get(address), "text/html").body.childNodes);
