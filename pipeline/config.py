@@ -230,9 +230,8 @@ def fingerprinted(config: Config, device: str) -> dict[str, dict[str, Any]]:
     sections["compute"]["device"] = device
     if not config.examples.quantiles:  # a key that older runs do not know: without it they can be gone on with
         del sections["examples"]["quantiles"]
-    for name in ("connections",):  # the same for sections
-        if getattr(config, name) == type(getattr(config, name))():
-            del sections[name]
+    if config.connections == ConnectionsConfig():  # the same for a section
+        del sections["connections"]
     return {
         name: {key: value for key, value in sorted(section.items()) if (name, key) not in UNHASHED}
         for name, section in sorted(sections.items())

@@ -182,6 +182,7 @@ class Connections:
 
     def replay(self, values: Sequence[Any]) -> Tensor:
         """Run the linear map of the last picture on other values of the nodes at which the network is cut."""
+        self._steps.modes.mode = Mode.REPLAY
         found: Tensor = self._steps.module(list(values))
         return found
 

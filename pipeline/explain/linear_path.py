@@ -235,24 +235,25 @@ class _Builder:
         if op.kind in _ROUTING or (
             op.kind in _LINEAR and (op.kind != "batchnorm" or is_norm) and not any(w in self.ways for w in weights)
         ):
-            return self._followed(node, node, _word(node, op))
+            return self._followed(node, _word(node, op))
         return self._cut(node)
 
-    def _followed(self, old: fx.Node, new: fx.Node, word: str) -> fx.Node:
+    def _followed(self, node: fx.Node, word: str) -> fx.Node:
+        """Note the ways that lead to a node, each longer by a word, and return the node."""
         ways: dict[int, list[tuple[str, ...]]] = {}
-        for source in old.all_input_nodes if new is old else new.all_input_nodes:
+        for source in node.all_input_nodes:
             for start, found in self.ways.get(source, {}).items():
                 longer = [(*way, word) if word else way for way in found]
                 ways[start] = [*ways.get(start, []), *(way for way in longer if way not in ways.get(start, []))]
-        self.ways[new] = ways
-        return new
+        self.ways[node] = ways
+        return node
 
     def _replaced(self, node: fx.Node, step: nn.Module, arguments: tuple[Any, ...], word: str, **more: Any) -> fx.Node:
         name = attach(self.part, f"linear_{node.name}", step)
         with self.part.graph.inserting_before(node):
             new = self.part.graph.call_module(name, arguments, more)
         replace_node(node, new)
-        return self._followed(new, new, word)
+        return self._followed(new, word)
 
     def _activation(self, node: fx.Node, op: Op, x: fx.Node) -> fx.Node:
         if node is self.end:
@@ -287,7 +288,7 @@ class _Builder:
             gates = sorted(followed, key=lambda source: -self.sizes.get(source.name, 0))[1:]
         for gate in gates:
             node.replace_input_with(gate, self._beside(gate, _Factor(self.modes)))
-        return self._followed(node, node, "gate" if gates else "")
+        return self._followed(node, "gate" if gates else "")
 
     def _mixture(self, node: fx.Node, op: Op) -> fx.Node:
         """Follow the values that attention mixes, or one factor of a product of matrices. The rest is constant."""
@@ -300,7 +301,7 @@ class _Builder:
         for other in followed:
             if other is not kept:
                 node.replace_input_with(other, self._beside(other, _Constant(self.modes)))
-        return self._followed(node, node, "attention" if values is not None else "matmul")
+        return self._followed(node, "attention" if values is not None else "matmul")
 
     def _beside(self, node: fx.Node, step: nn.Module) -> fx.Node:
         """Insert a step after a node for one of its users."""

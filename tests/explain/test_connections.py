@@ -127,7 +127,7 @@ def test_weights_through_concatenations_pools_gates_and_sums() -> None:
 def test_weights_are_the_derivative_where_the_way_is_linear(
     source: str, weights: str, before: str, after: str, feeding: list[str] | None
 ) -> None:
-    """Changing a source by one at one place changes the fed unit, before its own activation, by the weight there."""
+    """If a source rises by one everywhere, the fed unit, before its own activation, rises by the weights' sum."""
     model = _opened(source, weights)
     layers = model.graph.layers("blocks")
     (target,) = [layer for layer in layers if layer.name == after]

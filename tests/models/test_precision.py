@@ -59,8 +59,7 @@ def test_compiled_is_eager_but_for_rounding(tmp_path: Path, monkeypatch: pytest.
     small = open_model("python:support.plain_network:plain")
     demo = DemoSource("demo")
     pixels = np.stack([small.preprocess.pixels(open_image(demo.read(e))) for e in demo.entries[:4]])
-    # Few layers: what takes the time is the C++ compiler.
-    eager, fast = (Measurer(small, ["2", "8"], compile=c).pixels(pixels) for c in (False, True))
+    eager, fast = (Measurer(small, compile=c).pixels(pixels) for c in (False, True))
     scale = np.abs(eager.max).max()
     assert np.abs(fast.max - eager.max).max() < 1e-5 * scale
     assert np.abs(fast.mean - eager.mean).max() < 1e-5 * scale
